@@ -1,0 +1,121 @@
+"""Decaying fast weights and the delta rule.
+
+decay:  S_t = (f_t (x) g_t) o S_{t-1} + v_t (x) k_t,   y_t = S_t q_t
+delta:  y_t = S_{t-1} q_t,   S_t = S_{t-1} + (v_t - S_{t-1} k_t) (x) k_t
+
+v, f, y are [B,T,H,D]; q, k, g are [B,T,H,K]; a state is [B,H,D,K]. A gate is a raw multiplier of any value; it may be
+None (counts as 1), [B,T,H,1] or full width. Arrays are NumPy arrays, torch tensors (differentiable, CPU or GPU), or CPU
+objects with __dlpack__, for which the results are NumPy arrays. Strides are free; an array whose last dimension is not
+contiguous is copied first. States are float32 beside 16-bit data, else of the data's dtype; the dtype of an initial
+state that is given wins. `backend` names one of `backends()`; None takes the first that accepts.
+
+Errors: ValueError for a wrong argument, UnsupportedError where every backend declines (with each one's reason).
+"""
+import sys
+from typing import Any, Optional, Tuple
+
+from . import _core, _t2fw
+from ._numpy import Numpy, array
+from ._t2fw import UnsupportedError
+
+__all__ = ["UnsupportedError", "backends", "decay", "decay_step", "delta", "delta_step"]
+__version__ = "0.1.0"
+
+
+def backends() -> Tuple[str, ...]:
+    """The backends of this build, in the order they are asked, each as "name(device)"."""
+    return tuple(name.strip() for name in _t2fw.backends().split(",") if name.strip())
+
+
+def _is_torch(*arrays: Any) -> bool:
+    for a in arrays:
+        if hasattr(a, "__torch_function__"):
+            return True
+    return False
+
+
+def decay(
+    v: Any, f: Any, q: Any, k: Any, g: Any, initial_state: Any = None, *, cu_seqlens: Any = None,
+    backend: Optional[str] = None,
+) -> Tuple[Any, Any]:
+    """-> (y, final_state). With cu_seqlens (int64 [sequences + 1], from 0 to T) B is 1, the sequences lie one after
+    another in T, and a state is [sequences,H,D,K]."""
+    if _is_torch(v, q, k):
+        from . import _torch
+
+        return _torch.parallel("decay", v, f, q, k, g, initial_state, cu_seqlens, backend)
+    return _parallel("decay", v, f, q, k, g, initial_state, cu_seqlens, backend)
+
+
+def delta(
+    q: Any, k: Any, v: Any, initial_state: Any = None, *, cu_seqlens: Any = None, backend: Optional[str] = None
+) -> Tuple[Any, Any]:
+    """-> (y, final_state). cu_seqlens as in `decay`."""
+    if _is_torch(v, q, k):
+        from . import _torch
+
+        return _torch.parallel("delta", v, None, q, k, None, initial_state, cu_seqlens, backend)
+    return _parallel("delta", v, None, q, k, None, initial_state, cu_seqlens, backend)
+
+
+def decay_step(
+    v: Any, f: Any, q: Any, k: Any, g: Any, state: Any, *, slot_indices: Any = None, out_state: Any = None,
+    backend: Optional[str] = None,
+) -> Tuple[Any, Any]:
+    """One token: v, f [B,H,D] and q, k, g [B,H,K] -> (y [B,H,D], new state).
+
+    With slot_indices (int64 [B], no slot twice, -1 passes over a row) the state is a pool [slots,H,D,K]. The new state
+    is a fresh array; out_state takes it instead, and out_state=state works in place."""
+    if _is_torch(v, q, k):
+        from . import _torch
+
+        return _torch.step("decay", v, f, q, k, g, state, slot_indices, out_state, backend)
+    return _step("decay", v, f, q, k, g, state, slot_indices, out_state, backend)
+
+
+def delta_step(
+    q: Any, k: Any, v: Any, state: Any, *, slot_indices: Any = None, out_state: Any = None,
+    backend: Optional[str] = None,
+) -> Tuple[Any, Any]:
+    """One token: q, k [B,H,K] and v [B,H,D] -> (y [B,H,D], new state). The rest as in `decay_step`."""
+    if _is_torch(v, q, k):
+        from . import _torch
+
+        return _torch.step("delta", v, None, q, k, None, state, slot_indices, out_state, backend)
+    return _step("delta", v, None, q, k, None, state, slot_indices, out_state, backend)
+
+
+def _arrays(**named: Any) -> Any:
+    for name in "vqk":
+        if named[name] is None:
+            raise TypeError(f"{name} is None; expected an array")
+    return [array(name, a) for name, a in named.items()]
+
+
+def _parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, backend):  # type: ignore[no-untyped-def]
+    arrays = _arrays(v=v, f=f, q=q, k=k, g=g, initial_state=initial_state, cu_seqlens=cu_seqlens)
+    return _core.forward(_core.problem(Numpy, rule, *arrays, backend), save=False)[:2]
+
+
+def _step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type: ignore[no-untyped-def]
+    if state is None:
+        raise TypeError("state is None; expected an array")
+    in_place = out_state is state
+    v, f, q, k, g, state, slot_indices, out_state = _arrays(
+        v=v, f=f, q=q, k=k, g=g, state=state, slot_indices=slot_indices, out_state=out_state)
+    if in_place:
+        out_state = state
+    tokens = [a if a is None or a.ndim != 3 else a[:, None] for a in (v, f, q, k, g)]
+    for name, a, t in zip("vfqkg", (v, f, q, k, g), tokens):
+        if a is not None and t is a:
+            raise ValueError(f"{name} has shape {list(a.shape)}; expected [B,H,{'D' if name in 'vf' else 'K'}]")
+    p = _core.problem(Numpy, rule, *tokens, state, None, backend, slot_indices is not None, step=True)
+    if out_state is None:
+        out_state = Numpy.empty(p.state_shape, p.state, v)
+        if slot_indices is not None:
+            out_state[...] = state
+    return _core.step(p, slot_indices, out_state)[:, 0], out_state
+
+
+if sys.modules.get("torch") is not None:  # else at the first call with a tensor
+    from . import _torch as _torch

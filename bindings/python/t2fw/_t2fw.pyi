@@ -1,0 +1,36 @@
+from typing import Mapping, Optional, Sequence, Tuple
+
+ALIGNMENT: int
+EMPTY_ADDRESS: int
+
+class UnsupportedError(NotImplementedError): ...
+
+def backends() -> str: ...
+def version() -> int: ...
+
+class Plan:
+    def __init__(
+        self,
+        rule: int,
+        data_dtype: int,
+        gate_dtype: int,
+        state_dtype: int,
+        f: int,
+        g: int,
+        device: int,
+        device_index: int,
+        backend: Optional[str],
+        sizes: Tuple[int, int, int, int, int],
+        sequences: int,
+        strides: Sequence[Tuple[str, Tuple[int, int, int]]],
+    ) -> None: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def explain(self) -> str: ...
+    @property
+    def saved_size(self) -> int: ...
+    def scratch_size(self, operation: int) -> int: ...
+    def forward(self, addresses: Mapping[str, Optional[int]]) -> None: ...
+    def backward(self, addresses: Mapping[str, Optional[int]]) -> None: ...
+    def step(self, addresses: Mapping[str, Optional[int]]) -> None: ...

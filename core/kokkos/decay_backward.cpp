@@ -1,0 +1,292 @@
+// Gradients of decay (recurrences.md: decay_block_backward). The two sides are the same function with their arguments
+// swapped, and each is a work item of its own: the value side gives d_v, d_f and d_initial_state, the key side d_k, d_g
+// and d_q. States are recomputed, segment by segment, from what forward saved.
+#include "kernels.hpp"
+
+namespace t2fw {
+namespace {
+
+// One side's operands: z source, a gate, x sink, and the gradients. On the value side v, f, d_y; on the key side k, g, q.
+struct Side {
+  Operand z, a, x, d_z, d_a, d_x;
+  int n, tile, tiles;
+};
+
+template <class Space, class Real>
+struct DecayBackward {
+  using V = Lanes<Space, Real>;
+  Problem p;
+  Side side[2];  // value, key
+  Operand initial_state, d_final_state, d_initial_state;
+  const int64_t* cu_seqlens;
+  const Real* checkpoints;  // [slots][H][K][D]
+  Real* entering;           // [workers][interval / C][largest state tile]: the state entering each block of a segment
+  int64_t interval, entering_size;
+
+  struct Tiles {
+    Real *state, *d_state, *z, *a, *x, *prefix, *suffix, *scaled, *spread, *from_state, *to_state, *d_z, *d_a, *d_x,
+        *through, *o_z, *o_a, *o_x, *o_prefix, *o_suffix, *o_scaled, *scores;
+  };
+
+  KOKKOS_FUNCTION static Tiles place(Arena<Real>& r, int others, int ld, int ldo) {
+    const int n = C * ld, m = C * ldo;
+    return {r.take(others * ld), r.take(others * ld), r.take(n), r.take(n), r.take(n), r.take(n), r.take(n),
+            r.take(n),           r.take(n),           r.take(n), r.take(n), r.take(n), r.take(n), r.take(n),
+            r.take(ld),          r.take(m),           r.take(m), r.take(m), r.take(m), r.take(m), r.take(m),
+            r.take(C * C)};
+  }
+
+  // d_a of tokens first .. first + count - 1 from the sinks b above them: r_t = b_t + a_{t+1} r_{t+1}.
+  KOKKOS_FORCEINLINE_FUNCTION static void scan_sinks(const Tiles& w, int first, int count, int ld, int c, const Real* met) {
+    V acc(Real(0));
+    for (int t = first + count - 1; t >= first; --t) {
+      const int e = t * ld + c;
+      acc = Kokkos::fma(load<V>(w.x + e), load<V>(met + e), acc);
+      const V before = t == first ? V(Real(1)) : load<V>(w.prefix + e - ld);
+      store(Kokkos::fma(before, acc, load<V>(w.d_a + e)), w.d_a + e);
+      acc = acc * load<V>(w.a + e);
+    }
+  }
+
+  // The same from the sources below them: h_{t+1} = a_t h_t + b_t.
+  KOKKOS_FORCEINLINE_FUNCTION static void scan_sources(const Tiles& w, int first, int count, int ld, int c,
+                                                       const Real* met, V acc) {
+    for (int t = first; t < first + count; ++t) {
+      const int e = t * ld + c;
+      store(Kokkos::fma(load<V>(w.suffix + e), acc, load<V>(w.d_a + e)), w.d_a + e);
+      acc = Kokkos::fma(load<V>(w.a + e), acc, load<V>(w.z + e) * load<V>(met + e));
+    }
+  }
+
+  // Pairs inside the block, level by level; leaves the products over the whole block.
+  template <class Team>
+  KOKKOS_FUNCTION void inside(const Team& team, const Tiles& w, int ld, int ldo) const {
+    start_products<V>(team, w.a, w.prefix, w.suffix, ld);
+    start_products<V>(team, w.o_a, w.o_prefix, w.o_suffix, ldo);
+    score_diagonal<V>(team, w.o_x, w.o_z, w.scores, ldo);
+    team.barrier();
+    team.for_each(C * ld / lane_count<V>, [&](int i) {
+      const int e = i * lane_count<V>, t = e / ld;
+      const V score(w.scores[t * C + t]);
+      store(score * load<V>(w.x + e), w.d_z + e);
+      store(score * load<V>(w.z + e), w.d_x + e);
+      store(V(Real(0)), w.d_a + e);
+    });
+    for (int l = 1; l < C; l *= 2) {
+      scale_level<V>(team, l, w.o_x, w.o_z, w.o_prefix, w.o_suffix, w.o_scaled, ldo);
+      scale_level<V>(team, l, w.x, w.z, w.prefix, w.suffix, w.scaled, ld);
+      team.barrier();
+      score_level<V>(team, l, w.o_scaled, w.scores, ldo);
+      team.barrier();
+      spread_level<V>(team, l, true, w.scores, w.scaled, ld, [&](int t, int c, const V& sum) {
+        const int e = t * ld + c;
+        Real* const out = upper_half(t, l) ? w.d_x + e : w.d_z + e;
+        const Real* const scale = upper_half(t, l) ? w.prefix + e : w.suffix + e;
+        store(sum, w.spread + e);
+        store(Kokkos::fma(load<V>(scale), sum, load<V>(out)), out);
+      });
+      team.barrier();
+      team.for_each(ld / lane_count<V>, [&](int i) {
+        const int c = i * lane_count<V>;
+        for (int first = 0; first < C; first += 2 * l) {
+          scan_sources(w, first, l, ld, c, w.spread, V(Real(0)));
+          scan_sinks(w, first + l, l, ld, c, w.spread);
+        }
+      });
+      team.barrier();
+      raise_products<V>(team, l, w.prefix, w.suffix, ld);
+      raise_products<V>(team, l, w.o_prefix, w.o_suffix, ldo);
+      team.barrier();
+    }
+  }
+
+  // What crosses the block's borders: the entering state meets its sinks, the leaving gradient its sources.
+  template <class Team>
+  KOKKOS_FUNCTION void borders(const Team& team, const Tiles& w, int others, int ld, int ldo) const {
+    const Real* const o_last = w.o_prefix + (C - 1) * ldo;
+    multiply<V>(team, w.o_z, w.o_suffix, w.o_scaled, ldo);
+    team.for_each(ld / lane_count<V>, [&](int i) {
+      const int c = i * lane_count<V>;
+      V sum(Real(0));
+      for (int o = 0; o < others; ++o)
+        sum = Kokkos::fma(V(o_last[o]) * load<V>(w.state + o * ld + c), load<V>(w.d_state + o * ld + c), sum);
+      store(sum, w.through + c);
+    });
+    team.barrier();
+    product<V>(team, C, ld, others, w.o_scaled, ldo, 1, w.d_state, ld, [&](int t, int c, const V& sum) {
+      const int e = t * ld + c;
+      store(sum, w.to_state + e);
+      store(Kokkos::fma(load<V>(w.suffix + e), sum, load<V>(w.d_z + e)), w.d_z + e);
+    });
+    team.barrier();
+    multiply<V>(team, w.o_x, w.o_prefix, w.o_scaled, ldo);
+    multiply<V>(team, w.x, w.prefix, w.scaled, ld);
+    team.barrier();
+    product<V>(team, C, ld, others, w.o_scaled, ldo, 1, w.state, ld, [&](int t, int c, const V& sum) {
+      const int e = t * ld + c;
+      store(sum, w.from_state + e);
+      store(Kokkos::fma(load<V>(w.prefix + e), sum, load<V>(w.d_x + e)), w.d_x + e);
+    });
+    team.barrier();
+    team.for_each(ld / lane_count<V>, [&](int i) {
+      const int c = i * lane_count<V>;
+      scan_sinks(w, 0, C, ld, c, w.from_state);
+      scan_sources(w, 0, C, ld, c, w.to_state, load<V>(w.through + c));
+    });
+    advance_state<V>(team, w.d_state, others, ld, w.o_scaled, ldo, w.scaled, o_last, w.prefix + (C - 1) * ld);
+  }
+
+  // The state entering each block of the segment that starts at token `start`.
+  template <class Team>
+  KOKKOS_FUNCTION void recompute(const Team& team, const Tiles& w, const Sequence& s, int64_t n, int64_t h, int which,
+                                 int64_t start, int column, int columns, int ld, int ldo, Real* states) const {
+    const Side &own = side[which], &other = side[1 - which];
+    const int others = other.n, D = side[0].n, K = side[1].n;
+    if (start == 0) {
+      load_state(team, w.state, others, ld, initial_state, n, h, column, columns, which == 0);
+    } else {
+      const Real* const saved = checkpoints + ((s.slot + start / interval - 1) * p.H + h) * D * K;
+      team.for_each(others * ld, [&](int i) {
+        const int o = i / ld, c = i % ld;
+        const int64_t at = which == 0 ? static_cast<int64_t>(o) * D + column + c : static_cast<int64_t>(column + c) * D + o;
+        w.state[i] = c < columns ? saved[at] : Real(0);
+      });
+    }
+    team.barrier();
+    for (int64_t first = start; first < s.length && first < start + interval; first += C) {
+      Real* const copy = states + (first - start) / C * others * ld;
+      team.for_each(others * ld / lane_count<V>, [&](int i) {
+        store(load<V>(w.state + i * lane_count<V>), copy + i * lane_count<V>);
+      });
+      if (first + C >= s.length || first + C >= start + interval) break;
+      const Window mine = block_window(s, h, first, column, columns), theirs = block_window(s, h, first, 0, others);
+      load_tile(team, w.z, C, ld, own.z, mine, Real(0), Real(0));
+      load_tile(team, w.a, C, ld, own.a, mine, Real(1), Real(1));
+      load_tile(team, w.o_z, C, ldo, other.z, theirs, Real(0), Real(0));
+      load_tile(team, w.o_a, C, ldo, other.a, theirs, Real(1), Real(1));
+      team.barrier();
+      block_products<V>(team, w.a, w.prefix, w.suffix, ld);
+      block_products<V>(team, w.o_a, w.o_prefix, w.o_suffix, ldo);
+      team.barrier();
+      multiply<V>(team, w.z, w.suffix, w.scaled, ld);
+      multiply<V>(team, w.o_z, w.o_suffix, w.o_scaled, ldo);
+      team.barrier();
+      advance_state<V>(team, w.state, others, ld, w.o_scaled, ldo, w.scaled, w.o_prefix + (C - 1) * ldo,
+                       w.prefix + (C - 1) * ld);
+      team.barrier();
+    }
+    team.barrier();
+  }
+
+  template <class Team>
+  KOKKOS_FUNCTION void block(const Team& team, Tiles w, const Window& mine, const Window& theirs, int which, int ld,
+                             int ldo, Real* state) const {
+    const Side &own = side[which], &other = side[1 - which];
+    w.state = state;
+    load_tile(team, w.z, C, ld, own.z, mine, Real(0), Real(0));
+    load_tile(team, w.a, C, ld, own.a, mine, Real(1), Real(1));
+    load_tile(team, w.x, C, ld, own.x, mine, Real(0), Real(0));
+    load_tile(team, w.o_z, C, ldo, other.z, theirs, Real(0), Real(0));
+    load_tile(team, w.o_a, C, ldo, other.a, theirs, Real(1), Real(1));
+    load_tile(team, w.o_x, C, ldo, other.x, theirs, Real(0), Real(0));
+    team.barrier();
+    inside(team, w, ld, ldo);
+    borders(team, w, other.n, ld, ldo);
+    store_tile(team, w.d_z, ld, own.d_z, mine);
+    store_tile(team, w.d_a, ld, own.d_a, mine);
+    store_tile(team, w.d_x, ld, own.d_x, mine);
+    team.barrier();
+  }
+
+  template <class Team>
+  KOKKOS_FUNCTION void operator()(const Team& team, int64_t item, int worker, char* workspace) const {
+    const int each = side[0].tiles + side[1].tiles, index = static_cast<int>(item % each);
+    const int which = index < side[0].tiles ? 0 : 1;
+    const Side& own = side[which];
+    const int others = side[1 - which].n, column = (which ? index - side[0].tiles : index) * own.tile;
+    const int columns = own.n - column < own.tile ? own.n - column : own.tile;
+    const int ld = Shape<Space, Real>::padded(own.tile), ldo = Shape<Space, Real>::padded(others);
+    const int64_t h = item / each % p.H, n = item / each / p.H;
+    Arena<Real> arena(workspace);
+    const Tiles w = place(arena, others, ld, ldo);
+    Real* const states = entering + worker * entering_size;
+    const Sequence s = sequence_at(p, cu_seqlens, interval, n);
+    load_state(team, w.d_state, others, ld, d_final_state, n, h, column, columns, which == 0);
+    for (int64_t start = s.length ? (s.length - 1) / interval * interval : -1; start >= 0; start -= interval) {
+      recompute(team, w, s, n, h, which, start, column, columns, ld, ldo, states);
+      const int64_t end = s.length < start + interval ? s.length : start + interval;
+      for (int64_t first = start + (end - start - 1) / C * C; first >= start; first -= C)
+        block(team, w, block_window(s, h, first, column, columns), block_window(s, h, first, 0, others), which, ld, ldo,
+              states + (first - start) / C * others * ld);
+    }
+    team.barrier();
+    if (which == 0) store_state(team, w.d_state, others, ld, d_initial_state, n, h, column, columns, true);
+  }
+};
+
+template <class Space>
+int side_tile(int n, t2fw_gate gate) {
+  return own_tile<Space>(n, gate == T2FW_GATE_HEAD);
+}
+
+template <class Space, class Real>
+struct BackwardSpread {
+  Spread team;
+  size_t entering;  // elements a worker
+};
+
+template <class Space, class Real>
+BackwardSpread<Space, Real> decay_backward_spread(const Problem& p) {
+  using S = Shape<Space, Real>;
+  const int n[2] = {static_cast<int>(p.D), static_cast<int>(p.K)};
+  const int tile[2] = {side_tile<Space>(n[0], p.f), side_tile<Space>(n[1], p.g)};
+  size_t workspace = 0, state = 0;
+  for (int i = 0; i < 2; ++i) {
+    Arena<Real> arena;
+    DecayBackward<Space, Real>::place(arena, n[1 - i], S::padded(tile[i]), S::padded(n[1 - i]));
+    workspace = std::max(workspace, arena.bytes());
+    state = std::max(state, static_cast<size_t>(n[1 - i]) * S::padded(tile[i]));
+  }
+  const int64_t each = S::tiles(n[0], tile[0]) + S::tiles(n[1], tile[1]);
+  const int64_t longest = std::min(checkpoint_interval(p), (p.T + C - 1) / C * C);
+  return {spread<Space>(sequence_count(p) * p.H * each, workspace), state * static_cast<size_t>(longest / C)};
+}
+
+}  // namespace
+
+template <class Space, class Real>
+Sizes decay_backward_sizes(const Problem& p) {
+  const auto s = decay_backward_spread<Space, Real>(p);
+  return {s.team.scratch() + align_up(s.entering * sizeof(Real) * static_cast<size_t>(s.team.workers)), 0};
+}
+
+template <class Space, class Real>
+void decay_backward(const Space& space, const Problem& p, const t2fw_backward_args& a) {
+  const int D = static_cast<int>(p.D), K = static_cast<int>(p.K);
+  const int v_tile = side_tile<Space>(D, p.f), k_tile = side_tile<Space>(K, p.g);
+  const auto s = decay_backward_spread<Space, Real>(p);
+  const auto data = p.data_dtype, gate = p.gate_dtype;
+  const int64_t f = gate_width(p.f, p.D), g = gate_width(p.g, p.K);
+  const DecayBackward<Space, Real> kernel{
+      p,
+      {{Operand(a.v, data, D, p.v_strides), Operand(a.f, gate, f, p.f_strides), Operand(a.d_y, data, D, p.d_y_strides),
+        Operand(a.d_v, data, D, p.d_v_strides), Operand(a.d_f, gate, f, p.d_f_strides), Operand(), D, v_tile,
+        Shape<Space, Real>::tiles(D, v_tile)},
+       {Operand(a.k, data, K, p.k_strides), Operand(a.g, gate, g, p.g_strides), Operand(a.q, data, K, p.q_strides),
+        Operand(a.d_k, data, K, p.d_k_strides), Operand(a.d_g, gate, g, p.d_g_strides),
+        Operand(a.d_q, data, K, p.d_q_strides), K, k_tile, Shape<Space, Real>::tiles(K, k_tile)}},
+      Operand(a.initial_state, p.state_dtype, K, p.initial_state_strides),
+      Operand(a.d_final_state, p.state_dtype, K, p.d_final_state_strides),
+      Operand(a.d_initial_state, p.state_dtype, K, p.d_initial_state_strides),
+      a.cu_seqlens, static_cast<const Real*>(a.saved),
+      reinterpret_cast<Real*>(static_cast<char*>(a.scratch) + s.team.scratch()), checkpoint_interval(p),
+      static_cast<int64_t>(s.entering)};
+  run("t2fw::decay_backward", space, s.team, a.scratch, kernel);
+}
+
+#define INSTANTIATE(Space, Real)                                    \
+  template Sizes decay_backward_sizes<Space, Real>(const Problem&); \
+  template void decay_backward<Space, Real>(const Space&, const Problem&, const t2fw_backward_args&);
+T2FW_FOR_EACH_SPACE(INSTANTIATE)
+
+}  // namespace t2fw

@@ -1,0 +1,146 @@
+// What is read and written: operands of any dtype and stride, brought into tiles of the working precision and back.
+#pragma once
+
+#include "half.hpp"
+#include "problem.hpp"
+#include "team.hpp"
+
+namespace t2fw {
+
+// An operand over tokens ([B,T,H,width]) or a state ([B,H,D,K], where `row` is the stride of d).
+struct Operand {
+  char* data = nullptr;
+  t2fw_dtype dtype = T2FW_FP32;
+  int width = 0;  // 0: absent; 1 beside a wider tile: one value for all columns
+  int64_t batch = 0, row = 0, head = 0;
+
+  Operand() = default;
+  Operand(const void* pointer, t2fw_dtype type, int64_t columns, const t2fw_token_strides& s)
+      : data(static_cast<char*>(const_cast<void*>(pointer))), dtype(type), width(pointer ? static_cast<int>(columns) : 0),
+        batch(s.b), row(s.t), head(s.h) {}
+  Operand(const void* pointer, t2fw_dtype type, int64_t columns, const t2fw_state_strides& s)
+      : data(static_cast<char*>(const_cast<void*>(pointer))), dtype(type), width(pointer ? static_cast<int>(columns) : 0),
+        batch(s.b), row(s.d), head(s.h) {}
+
+  KOKKOS_FUNCTION char* at(int64_t b, int64_t r, int64_t h) const {
+    return data + (b * batch + r * row + h * head) * static_cast<int64_t>(bytes_of(dtype));
+  }
+};
+
+template <class Real>
+KOKKOS_INLINE_FUNCTION Real load_element(const char* row, t2fw_dtype dtype, int column) {
+  switch (dtype) {
+    case T2FW_FP64: return static_cast<Real>(reinterpret_cast<const double*>(row)[column]);
+    case T2FW_FP32: return static_cast<Real>(reinterpret_cast<const float*>(row)[column]);
+    case T2FW_FP16: return static_cast<Real>(half_to_float(reinterpret_cast<const uint16_t*>(row)[column]));
+    default: return static_cast<Real>(bf16_to_float(reinterpret_cast<const uint16_t*>(row)[column]));
+  }
+}
+
+template <class Real>
+KOKKOS_INLINE_FUNCTION void store_element(Real value, char* row, t2fw_dtype dtype, int column) {
+  switch (dtype) {
+    case T2FW_FP64: reinterpret_cast<double*>(row)[column] = static_cast<double>(value); return;
+    case T2FW_FP32: reinterpret_cast<float*>(row)[column] = static_cast<float>(value); return;
+    case T2FW_FP16: reinterpret_cast<uint16_t*>(row)[column] = float_to_half(static_cast<float>(value)); return;
+    default: reinterpret_cast<uint16_t*>(row)[column] = float_to_bf16(static_cast<float>(value)); return;
+  }
+}
+
+// Calls body(column) with the dtype fixed outside the loop, so that a host compiler vectorises each of the four.
+template <class Body>
+KOKKOS_INLINE_FUNCTION void by_dtype(t2fw_dtype dtype, int columns, const Body& body) {
+  switch (dtype) {
+    case T2FW_FP64: for (int c = 0; c < columns; ++c) body(T2FW_FP64, c); return;
+    case T2FW_FP32: for (int c = 0; c < columns; ++c) body(T2FW_FP32, c); return;
+    case T2FW_FP16: for (int c = 0; c < columns; ++c) body(T2FW_FP16, c); return;
+    default: for (int c = 0; c < columns; ++c) body(T2FW_BF16, c); return;
+  }
+}
+
+// Where in an operand a tile lies: rows first .. first + count - 1 of (b, h), columns column .. column + columns - 1.
+struct Window {
+  int64_t b, h, first;
+  int count, column, columns;
+};
+
+// tile[r][c], r < rows, c < ld: the operand inside the window, `absent` where the operand has no value, `padding` right
+// of the window.
+template <class Team, class Real>
+KOKKOS_INLINE_FUNCTION void load_tile(const Team& team, Real* tile, int rows, int ld, const Operand& x, const Window& w,
+                                      Real absent, Real padding) {
+  if constexpr (Team::is_host) {
+    for (int r = 0; r < rows; ++r) {
+      Real* const to = tile + r * ld;
+      const int columns = x.width && r < w.count ? w.columns : 0;
+      if (columns && x.width == 1) {
+        const Real value = load_element<Real>(x.at(w.b, w.first + r, w.h), x.dtype, 0);
+        for (int c = 0; c < columns; ++c) to[c] = value;
+      } else if (columns) {
+        const char* const from = x.at(w.b, w.first + r, w.h) + static_cast<size_t>(w.column) * bytes_of(x.dtype);
+        by_dtype(x.dtype, columns, [&](t2fw_dtype dtype, int c) { to[c] = load_element<Real>(from, dtype, c); });
+      }
+      for (int c = columns; c < ld; ++c) to[c] = c < w.columns ? absent : padding;
+    }
+  } else {
+    team.for_each(rows * ld, [&](int i) {
+      const int r = i / ld, c = i % ld;
+      Real value = c < w.columns ? absent : padding;
+      if (x.width && r < w.count && c < w.columns)
+        value = load_element<Real>(x.at(w.b, w.first + r, w.h), x.dtype, x.width == 1 ? 0 : w.column + c);
+      tile[i] = value;
+    });
+  }
+}
+
+// The inverse: writes the window of an operand. An operand of width 1 takes the sum over the columns.
+template <class Team, class Real>
+KOKKOS_INLINE_FUNCTION void store_tile(const Team& team, const Real* tile, int ld, const Operand& x, const Window& w) {
+  if (!x.width) return;
+  if (x.width == 1 && w.columns > 1) {
+    team.for_each(w.count, [&](int r) {
+      Real sum = 0;
+      for (int c = 0; c < w.columns; ++c) sum += tile[r * ld + c];
+      store_element(sum, x.at(w.b, w.first + r, w.h), x.dtype, 0);
+    });
+  } else if constexpr (Team::is_host) {
+    for (int r = 0; r < w.count; ++r) {
+      const Real* const from = tile + r * ld;
+      char* const to = x.at(w.b, w.first + r, w.h) + static_cast<size_t>(w.column) * bytes_of(x.dtype);
+      by_dtype(x.dtype, w.columns, [&](t2fw_dtype dtype, int c) { store_element(from[c], to, dtype, c); });
+    }
+  } else {
+    team.for_each(w.count * w.columns, [&](int i) {
+      const int r = i / w.columns, c = i % w.columns;
+      store_element(tile[r * ld + c], x.at(w.b, w.first + r, w.h), x.dtype, w.column + c);
+    });
+  }
+}
+
+// A tile of a state: rows of the other side, columns of one's own. transposed: the operand's rows are one's own side.
+template <class Team, class Real>
+KOKKOS_INLINE_FUNCTION void load_state(const Team& team, Real* tile, int others, int ld, const Operand& x, int64_t b,
+                                       int64_t h, int column, int columns, bool transposed) {
+  team.for_each(others * ld, [&](int i) {
+    const int o = i / ld, c = i % ld;
+    Real value = 0;
+    if (x.width && c < columns)
+      value = transposed ? load_element<Real>(x.at(b, column + c, h), x.dtype, o)
+                         : load_element<Real>(x.at(b, o, h), x.dtype, column + c);
+    tile[i] = value;
+  });
+}
+
+template <class Team, class Real>
+KOKKOS_INLINE_FUNCTION void store_state(const Team& team, const Real* tile, int others, int ld, const Operand& x,
+                                        int64_t b, int64_t h, int column, int columns, bool transposed) {
+  if (!x.width) return;
+  team.for_each(others * columns, [&](int i) {
+    const int o = i / columns, c = i % columns;
+    const Real value = tile[o * ld + c];
+    if (transposed) store_element(value, x.at(b, column + c, h), x.dtype, o);
+    else store_element(value, x.at(b, o, h), x.dtype, column + c);
+  });
+}
+
+}  // namespace t2fw

@@ -1,0 +1,40 @@
+# Installs the built tree into a folder of its own, and builds and runs a C program against it: once by find_package, once
+# by pkg-config where that exists. The library must export the C API and nothing else.
+set(prefix ${build}/install-test/prefix)
+set(consumer ${build}/install-test/consumer)
+file(REMOVE_RECURSE ${build}/install-test)
+
+function(must)
+  execute_process(COMMAND ${ARGV} COMMAND_ERROR_IS_FATAL ANY)
+endfunction()
+
+must(${CMAKE_COMMAND} --install ${build} --config ${config} --prefix ${prefix})
+must(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${consumer} -G ${generator} -D CMAKE_PREFIX_PATH=${prefix})
+must(${CMAKE_COMMAND} --build ${consumer})
+must(${consumer}/consumer)
+
+execute_process(COMMAND ${objdump} -T ${prefix}/${libdir}/libt2fw.so OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "[^\n]+" symbols "${symbols}")
+set(exported 0)
+foreach(line IN LISTS symbols)
+  if(line MATCHES "^[0-9a-f]+ [gwu]" AND NOT line MATCHES "\\*UND\\*|\\*ABS\\*")
+    if(NOT line MATCHES " t2fw_[a-z_]+$")
+      message(FATAL_ERROR "libt2fw.so exports more than the C API: ${line}")
+    endif()
+    math(EXPR exported "${exported} + 1")
+  endif()
+endforeach()
+if(exported EQUAL 0)
+  message(FATAL_ERROR "libt2fw.so exports nothing")
+endif()
+
+find_program(pkg_config pkg-config)
+find_program(cc cc)
+if(pkg_config AND cc)
+  set(ENV{PKG_CONFIG_PATH} ${prefix}/${libdir}/pkgconfig)
+  execute_process(COMMAND ${pkg_config} --cflags --libs t2fw OUTPUT_VARIABLE flags OUTPUT_STRIP_TRAILING_WHITESPACE
+    COMMAND_ERROR_IS_FATAL ANY)
+  separate_arguments(flags UNIX_COMMAND "${flags}")
+  must(${cc} ${CMAKE_CURRENT_LIST_DIR}/consumer.c -o ${consumer}/by_pkg_config ${flags} -Wl,-rpath,${prefix}/${libdir})
+  must(${consumer}/by_pkg_config)
+endif()

@@ -1,0 +1,221 @@
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import loop
+import t2fw
+from common import GATES, SHAPES, close, inputs
+
+RULES = {"decay": ("v", "f", "q", "k", "g"), "delta": ("q", "k", "v")}
+DTYPES = ["float64", "float32", "float16", "bfloat16"]
+
+
+def tensors(x, dtype="float64", grad=True):
+    x = {n: None if a is None else torch.tensor(a, dtype=getattr(torch, dtype)) for n, a in x.items()}
+    if dtype in ("float16", "bfloat16"):
+        x["initial_state"] = x["initial_state"].float()
+    return {n: a if a is None else a.requires_grad_(grad) for n, a in x.items()}
+
+
+def wide(a):
+    return None if a is None else a.detach().double().numpy()
+
+
+def call(rule, x, module=t2fw, **more):
+    return getattr(module, rule)(*(x[n] for n in RULES[rule]), x["initial_state"], **more)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rule,f,g", [("decay", *p) for p in GATES] + [("delta", "none", "none")])
+def test_gradient(rule, f, g, shape, dtype):
+    x = tensors(inputs(*shape, f, g), dtype)
+    y, final = call(rule, x)
+    torch.manual_seed(0)
+    d_y, d_final = torch.randn_like(y), torch.randn_like(final)
+    torch.autograd.backward([y, final], [d_y, d_final])
+    wy, ws, want = call(rule, {n: wide(a) for n, a in x.items()}, loop, d_y=wide(d_y), d_final=wide(d_final))
+    close(wide(y), wy, dtype)
+    close(wide(final), ws, "float32" if x["v"].element_size() == 2 else dtype)
+    for n in (*RULES[rule], "initial_state"):
+        if x[n] is not None:
+            assert x[n].grad.dtype == x[n].dtype
+            close(wide(x[n].grad), want[n], dtype, 2)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_output_only(rule, which):
+    x = tensors(inputs(1, 6, 2, 3, 4))
+    out = call(rule, x)
+    out[which].sum().backward()
+    d_y, d_final = np.ones(out[0].shape), np.ones(out[1].shape)
+    want = call(rule, {n: wide(a) for n, a in x.items()}, loop, d_y=d_y * (1 - which), d_final=d_final * which)[2]
+    for n in (*RULES[rule], "initial_state"):
+        close(wide(x[n].grad), want[n], "float64")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradient_strides(rule):
+    want, x = tensors(inputs(2, 9, 3, 4, 5)), tensors(inputs(2, 9, 3, 4, 5))
+    call(rule, want)[0].transpose(1, 2).contiguous().pow(2).sum().backward()
+    moved = {n: a.transpose(1, 2).contiguous().transpose(1, 2) for n, a in x.items()}
+    call(rule, moved)[0].transpose(1, 2).pow(2).sum().backward()
+    for n in (*RULES[rule], "initial_state"):
+        close(wide(x[n].grad), wide(want[n].grad), "float64")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradient_cu_seqlens(rule):
+    x = inputs(1, 20, 2, 3, 4)
+    x["initial_state"] = np.random.default_rng(2).standard_normal((3, 2, 3, 4))
+    x = tensors(x)
+    cu = [0, 6, 6, 20]
+    y, final = call(rule, x, cu_seqlens=torch.tensor(cu))
+    d_y, d_final = torch.randn_like(y), torch.randn_like(final)
+    torch.autograd.backward([y, final], [d_y, d_final])
+    for n, (a, b) in enumerate(zip(cu, cu[1:])):
+        part = {m: wide(t[n : n + 1] if m == "initial_state" else t[:, a:b]) for m, t in x.items()}
+        want = call(rule, part, loop, d_y=wide(d_y[:, a:b]), d_final=wide(d_final[n : n + 1]))[2]
+        for m in RULES[rule]:
+            close(wide(x[m].grad[:, a:b]), want[m], "float64")
+        close(wide(x["initial_state"].grad[n : n + 1]), want["initial_state"], "float64")
+
+
+@pytest.mark.parametrize("rule,f,g", [("decay", *p) for p in GATES] + [("delta", "none", "none")])
+def test_gradcheck(rule, f, g):
+    x = tensors(inputs(2, 3, 1, 2, 3, f, g))
+    names = [n for n in (*RULES[rule], "initial_state") if x[n] is not None]
+    torch.autograd.gradcheck(lambda *a: call(rule, {**x, **dict(zip(names, a))}), [x[n] for n in names])
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("slots", [None, [3, -1, 0]])
+def test_step_gradcheck(rule, slots):
+    x = tensors(inputs(3, 1, 1, 2, 3))
+    tokens = [x[n].detach()[:, 0].clone().requires_grad_() for n in RULES[rule]]
+    state = torch.randn(4 if slots else 3, 1, 2, 3, dtype=torch.float64, requires_grad=True)
+    slots = None if slots is None else torch.tensor(slots)
+    step = getattr(t2fw, rule + "_step")
+    torch.autograd.gradcheck(lambda *a: step(*a, slot_indices=slots), [*tokens, state])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_step_is_parallel(rule):
+    x = tensors(inputs(3, 7, 2, 5, 4), grad=False)
+    y, final = call(rule, x)
+    state, in_place, out = x["initial_state"], x["initial_state"].clone(), x["initial_state"].clone()
+    step = getattr(t2fw, rule + "_step")
+    for t in range(7):
+        tokens = [x[n][:, t] for n in RULES[rule]]
+        other = torch.empty_like(out)
+        y0, state = step(*tokens, state)
+        y1, same = step(*tokens, in_place, out_state=in_place)
+        y2, out = step(*tokens, out, out_state=other)
+        assert same is in_place and out is other
+        for got in (y0, y1, y2):
+            close(wide(got), wide(y[:, t]), "float64")
+    for got in (state, in_place, out):
+        close(wide(got), wide(final), "float64")
+
+
+@pytest.mark.parametrize("f,g", GATES)
+def test_opcheck_decay(f, g):
+    x = tensors(inputs(2, 5, 2, 3, 4, f, g))
+    args = [x[n] for n in RULES["decay"]]
+    torch.library.opcheck(torch.ops.t2fw.decay.default, (*args, x["initial_state"], None, True, None))
+
+
+def test_opcheck():
+    ops = torch.ops.t2fw
+    x = tensors(inputs(2, 5, 2, 3, 4))
+    plain = tensors(inputs(2, 5, 2, 3, 4), grad=False)
+    for rule in RULES:
+        args, const = ([a[n] for n in RULES[rule]] for a in (x, plain))
+        state, free = x["initial_state"], plain["initial_state"]
+        op = getattr(ops, rule).default
+        torch.library.opcheck(op, (*args, state, None, True, None))
+        torch.library.opcheck(op, (*const, None, None, False, None))
+        saved = op(*const, free, None, True, None)[2]
+        d_y = torch.randn_like(const[0] if rule == "decay" else const[2])
+        torch.library.opcheck(getattr(ops, rule + "_backward").default, (*const, free, None, saved, d_y, None, None))
+        tokens, now = ([a[:, 0].detach().clone().requires_grad_(a is args[i]) for i, a in enumerate(s)] for s in (args, const))
+        torch.library.opcheck(getattr(ops, rule + "_step").default, (*tokens, state, None, None))
+        torch.library.opcheck(getattr(ops, rule + "_step_").default, (*now, free.clone(), torch.tensor([1, -1]), None))
+        torch.library.opcheck(getattr(ops, rule + "_step_out").default, (*now, free, free.clone(), None, None))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(rule, dynamic):
+    def f(*a):
+        y, final = getattr(t2fw, rule)(*a)
+        return y * 2, final
+
+    torch._dynamo.reset()
+    compiled = torch.compile(f, fullgraph=True, dynamic=dynamic)
+    for T in (9, 12) if dynamic else (9,):
+        x, want = tensors(inputs(2, T, 2, 3, 4)), tensors(inputs(2, T, 2, 3, 4))
+        for function, a in ((compiled, x), (f, want)):
+            y, final = function(*(a[n] for n in RULES[rule]), a["initial_state"])
+            (y.pow(2).sum() + final.sum()).backward()
+        for n in (*RULES[rule], "initial_state"):
+            close(wide(x[n].grad), wide(want[n].grad), "float64")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_compile_step(rule):
+    torch._dynamo.reset()
+    x = tensors(inputs(2, 1, 2, 3, 4), grad=False)
+    tokens, state = [x[n][:, 0] for n in RULES[rule]], x["initial_state"]
+    step = getattr(t2fw, rule + "_step")
+    want, new = step(*tokens, state)
+    compiled = torch.compile(lambda s, *a: step(*a, s, out_state=s)[0], fullgraph=True)
+    close(wide(compiled(state, *tokens)), wide(want), "float64")
+    close(wide(state), wide(new), "float64")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_autocast(rule):
+    x = tensors(inputs(2, 9, 2, 3, 4), "float32")
+    with torch.autocast("cpu", torch.bfloat16):
+        y, final = call(rule, x)
+    assert y.dtype == torch.bfloat16 and final.dtype == torch.float32
+    rounded = {n: wide(a.bfloat16() if n in "vqk" else a) for n, a in x.items()}
+    close(wide(y), call(rule, rounded, loop)[0], "bfloat16")
+    y.float().sum().backward()
+    assert all(x[n].grad.dtype == torch.float32 for n in RULES[rule])
+
+
+def test_no_grad_saves_nothing():
+    x = tensors(inputs(1, 5, 1, 2, 3))
+    with torch.no_grad():
+        assert not call("decay", x)[0].requires_grad
+    args = [x[n].detach() for n in RULES["decay"]]
+    assert torch.ops.t2fw.decay(*args, None, None, False, None)[2].numel() == 0
+
+
+def test_out_state_refuses_gradient():
+    x = tensors(inputs(2, 1, 1, 2, 3))
+    with pytest.raises(ValueError, match="out_state cannot be given"):
+        t2fw.decay_step(*(x[n][:, 0] for n in "vfqkg"), x["initial_state"], out_state=x["initial_state"])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_drop_in(rule):
+    from t2fw.functional_dfw import DFWFunction
+    from t2fw.functional_lfw import LFWFunction
+    from t2fw.torch import t2dfw_torch, t2fw_torch
+
+    fast, slow = {"decay": (LFWFunction.apply, t2fw_torch), "delta": (DFWFunction.apply, t2dfw_torch)}[rule]
+    results = []
+    for function in (fast, slow):
+        x = tensors(inputs(2, 11, 1, 4, 3))
+        tokens = [x[n][:, :, 0].detach().requires_grad_() for n in RULES[rule]]
+        state = x["initial_state"][:, 0].detach().requires_grad_()
+        y, final = function(*tokens, state)
+        (y.pow(2).sum() + final.sum()).backward()
+        results.append([y, final, state.grad, *(a.grad for a in tokens)])
+    for got, want in zip(*results):
+        close(wide(got), wide(want), "float64")

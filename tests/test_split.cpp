@@ -1,0 +1,98 @@
+// Cutting a sequence, packing sequences, and the rest of the batch change nothing.
+#include "harness.hpp"
+
+namespace test {
+namespace {
+
+class Split : public testing::TestWithParam<Parameter> {};
+
+TEST_P(Split, StateCarriesOver) {
+  const auto& [backend, c] = GetParam();
+  Tensors x = make_inputs(c);
+  oracle_forward(c, x);
+  const double slack = bytes_of(c.state) == 2 ? 4 : 1;
+  Values state = x.initial_state;
+  for (int64_t first = 0, count; first < c.T; first += count) {
+    count = std::min<int64_t>(c.T - first, first ? 33 : 7);
+    Case piece = c;
+    piece.T = count, piece.initial = true;
+    Tensors now = tokens(c, x, first, count);
+    now.initial_state = state;
+    Session run(backend, piece, now);
+    T2FW_NEED_PLAN(run);
+    run.forward();
+    if (HasFatalFailure()) return;
+    expect_close("y", run.y.read(), now.y, c.D, slack * std::max(tolerance(c.data), tolerance(c.state)), c.T == 1);
+    state = run.final_state.read();
+  }
+  expect_close("final_state", state, x.final_state, c.K, slack * tolerance(c.state), c.T == 0);
+}
+
+TEST_P(Split, BatchRowAloneHasTheSameBits) {
+  const auto& [backend, c] = GetParam();
+  if (c.B < 2 || c.T == 0) GTEST_SKIP() << "one row";
+  const Tensors x = make_inputs(c);
+  Session all(backend, c, x);
+  T2FW_NEED_PLAN(all);
+  all.forward();
+  all.backward();
+  if (HasFatalFailure()) return;
+  for (int64_t b = 0; b < c.B; b++) {
+    Case one = c;
+    one.B = 1;
+    Session alone(backend, one, batch_row(c, x, b));
+    T2FW_NEED_PLAN(alone);
+    alone.forward();
+    alone.backward();
+    if (HasFatalFailure()) return;
+    for (auto member : {&Session::y, &Session::final_state, &Session::d_v, &Session::d_f, &Session::d_q, &Session::d_k, &Session::d_g})
+      if (all.*member) {
+        EXPECT_EQ((alone.*member).read(), part((all.*member).read(), c.B, b, 1)) << "row " << b;
+      }
+  }
+}
+
+TEST_P(Split, PackedEqualsSeparate) {
+  const auto& [backend, c] = GetParam();
+  if (c.B != 1 || c.T == 0) GTEST_SKIP() << "packing needs one row";
+  // with an empty sequence in the middle
+  const std::vector<int64_t> cu{0, c.T / 3, c.T / 3, c.T};
+  const int64_t N = 3, each = c.H * c.D * c.K;
+  Case many = c;
+  many.B = N;
+  Tensors x = make_inputs(c), states = make_inputs(many);
+  x.initial_state = states.initial_state, x.d_final_state = states.d_final_state;
+  t2fw_descriptor d = describe(backend, c);
+  d.sequences = N;
+  Session packed(backend, c, x, d, cu);
+  T2FW_NEED_PLAN(packed);
+  packed.forward();
+  packed.backward();
+  if (HasFatalFailure()) return;
+  for (int64_t n = 0; n < N; n++) {
+    Case one = c;
+    const int64_t first = cu[static_cast<size_t>(n)];
+    one.T = cu[static_cast<size_t>(n) + 1] - first;
+    Tensors now = tokens(c, x, first, one.T);
+    now.initial_state = part(x.initial_state, N, n, 1), now.d_final_state = part(x.d_final_state, N, n, 1);
+    oracle_forward(one, now);
+    oracle_backward(one, now);
+    const bool few = one.T <= 1;
+    const auto slice = [&](const Operand& o) { return tokens(o.read(), 1, c.T, first, one.T); };
+    const double data = tolerance(c.data), gate = tolerance(c.gate), state = tolerance(c.state);
+    expect_close("y", slice(packed.y), now.y, c.D, data, few);
+    expect_close("d_v", slice(packed.d_v), now.d_v, c.D, 2 * data, few);
+    expect_close("d_q", slice(packed.d_q), now.d_q, c.K, 2 * data, few);
+    expect_close("d_k", slice(packed.d_k), now.d_k, c.K, 2 * data, few);
+    if (packed.d_f) expect_close("d_f", slice(packed.d_f), now.d_f, gate_width(c.f, c.D), 2 * gate, few);
+    if (packed.d_g) expect_close("d_g", slice(packed.d_g), now.d_g, gate_width(c.g, c.K), 2 * gate, few);
+    ASSERT_EQ(packed.final_state.read().size(), static_cast<size_t>(N * each));
+    expect_close("final_state", part(packed.final_state.read(), N, n, 1), now.final_state, c.K, state, few);
+    expect_close("d_initial_state", part(packed.d_initial_state.read(), N, n, 1), now.d_initial_state, c.K, 2 * state, few);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Split, testing::ValuesIn(parameters(cases_up_to(65))), parameter_name);
+
+}  // namespace
+}  // namespace test
