@@ -29,6 +29,8 @@ if(T2FW_CUDA)
   # The runtime's headers for sources that stay C++.
   target_link_libraries(t2fw_objects PUBLIC CUDA::toolkit)
   set_source_files_properties(${t2fw_kokkos_sources} PROPERTIES LANGUAGE CUDA)
+  # constexpr functions of the neutral headers (bytes_of) serve device code too.
+  target_compile_options(t2fw_objects PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
 endif()
 
 # Only the C API leaves the library, whatever is linked into it.

@@ -26,8 +26,12 @@ class Host : public Memory {
     return p;
   }
   void release(void* p) const override { std::free(p); }
-  void upload(void* device, const void* host, size_t bytes) const override { std::memcpy(device, host, bytes); }
-  void download(void* host, const void* device, size_t bytes) const override { std::memcpy(host, device, bytes); }
+  void upload(void* device, const void* host, size_t bytes) const override {
+    if (bytes) std::memcpy(device, host, bytes);
+  }
+  void download(void* host, const void* device, size_t bytes) const override {
+    if (bytes) std::memcpy(host, device, bytes);
+  }
 };
 
 #ifdef TEST_GPU

@@ -192,6 +192,7 @@ struct DecayBackward {
     team.barrier();
     inside(team, w, ld, ldo);
     borders(team, w, other.n, ld, ldo);
+    team.barrier();
     store_tile(team, w.d_z, ld, own.d_z, mine);
     store_tile(team, w.d_a, ld, own.d_a, mine);
     store_tile(team, w.d_x, ld, own.d_x, mine);

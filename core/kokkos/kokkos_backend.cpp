@@ -1,5 +1,6 @@
 #include "kokkos/kokkos_backend.hpp"
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -9,8 +10,7 @@
 namespace t2fw {
 namespace {
 
-// Kokkos is initialised once a process, by the host application or here; what is initialised here lives as long as the
-// process, since other threads may still execute plans when static destructors run.
+// Kokkos is initialised once a process, by the host application or here; what is initialised here is finalized at exit.
 void ensure_kokkos([[maybe_unused]] int device_index) {
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
@@ -21,6 +21,9 @@ void ensure_kokkos([[maybe_unused]] int device_index) {
                          .set_device_id(device_index)
 #endif
   );
+  std::atexit([] {
+    if (!Kokkos::is_finalized()) Kokkos::finalize();
+  });
 }
 
 // The execution space instance for the caller's stream: making one allocates and synchronises, so each is kept.

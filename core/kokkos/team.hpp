@@ -104,7 +104,7 @@ void run(const char* label, const Space& space, const Spread& s, void* scratch, 
       const DeviceTeam<typename Policy::member_type> team(member);
       const int worker = member.league_rank();
       char* const workspace = s.in_scratch ? memory + static_cast<size_t>(worker) * s.workspace
-                                           : static_cast<char*>(member.team_shmem().get_shmem(s.workspace, 64));
+                                           : static_cast<char*>(member.team_scratch(0).get_shmem(s.workspace));
       for (int64_t item = worker; item < s.items; item += s.workers) {
         body(team, item, worker, workspace);
         team.barrier();
