@@ -24,7 +24,10 @@ target_compile_definitions(t2fw_objects PUBLIC
 set_target_properties(t2fw_objects PROPERTIES
   CXX_VISIBILITY_PRESET hidden CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
 t2fw_set_warnings(t2fw_objects)
-target_compile_options(t2fw_objects PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp-simd>)
+if(NOT T2FW_HIP)
+  # HIP's clang would look for OpenMP's runtime on the device.
+  target_compile_options(t2fw_objects PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp-simd>)
+endif()
 if(T2FW_CUDA)
   # The runtime's headers for sources that stay C++.
   target_link_libraries(t2fw_objects PUBLIC CUDA::toolkit)

@@ -78,7 +78,8 @@ TEST_P(Split, PackedEqualsSeparate) {
     oracle_forward(one, now);
     oracle_backward(one, now);
     const bool few = one.T <= 1;
-    const auto slice = [&](const Operand& o) { return tokens(o.read(), 1, c.T, first, one.T); };
+    const int64_t total = c.T;  // clang 15 captures no structured binding
+    const auto slice = [&](const Operand& o) { return tokens(o.read(), 1, total, first, one.T); };
     const double data = tolerance(c.data), gate = tolerance(c.gate), state = tolerance(c.state);
     expect_close("y", slice(packed.y), now.y, c.D, data, few);
     expect_close("d_v", slice(packed.d_v), now.d_v, c.D, 2 * data, few);

@@ -1,9 +1,9 @@
 #include "kokkos/kokkos_backend.hpp"
 
 #include <cstdlib>
-#include <map>
 #include <mutex>
 #include <stdexcept>
+#include <utility>
 
 #include "kernels.hpp"
 
@@ -37,11 +37,11 @@ Space instance([[maybe_unused]] void* stream) {
     using Stream = hipStream_t;
 #endif
     static std::mutex mutex;
-    static auto* const instances = new std::map<void*, Space>;  // never destroyed: the streams may be gone by then
+    static auto* const instances = new std::vector<std::pair<void*, Space>>;  // never destroyed: streams may be gone first
     const std::lock_guard lock(mutex);
-    auto found = instances->find(stream);
-    if (found == instances->end()) found = instances->emplace(stream, Space(static_cast<Stream>(stream))).first;
-    return found->second;
+    for (const auto& [known, space] : *instances)
+      if (known == stream) return space;
+    return instances->emplace_back(stream, Space(static_cast<Stream>(stream))).second;
   } else
 #endif
     return Space();

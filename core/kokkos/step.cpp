@@ -1,6 +1,14 @@
 // Decode: one token, the state read and written once.
 #include "kernels.hpp"
 
+// The host's compiler may add up in vector order; HIP's clang would call OpenMP's device runtime for the same pragma.
+#if defined(KOKKOS_ENABLE_HIP)
+#define T2FW_SIMD(clause)
+#else
+#define T2FW_PRAGMA(text) _Pragma(#text)
+#define T2FW_SIMD(clause) T2FW_PRAGMA(omp simd clause)
+#endif
+
 namespace t2fw {
 namespace {
 
@@ -26,21 +34,21 @@ struct Step {
     Real y_d = 0, s_k = 0;
     if (p.rule == T2FW_DECAY) {
       const Real v_d = w.v[d], f_d = w.f[d];
-#pragma omp simd reduction(+ : y_d)
+      T2FW_SIMD(reduction(+ : y_d))
       for (int j = 0; j < K; ++j) {
         const Real s = f_d * w.g[j] * load_element<Real>(from, dtype, j) + v_d * w.k[j];
         store_element(s, to, dtype, j);
         y_d += s * w.q[j];
       }
     } else {
-#pragma omp simd reduction(+ : y_d, s_k)
+      T2FW_SIMD(reduction(+ : y_d) reduction(+ : s_k))
       for (int j = 0; j < K; ++j) {
         const Real s = load_element<Real>(from, dtype, j);
         y_d += s * w.q[j];
         s_k += s * w.k[j];
       }
       const Real u_d = w.v[d] - s_k;
-#pragma omp simd
+      T2FW_SIMD()
       for (int j = 0; j < K; ++j)
         store_element(load_element<Real>(from, dtype, j) + u_d * w.k[j], to, dtype, j);
     }
