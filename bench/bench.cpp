@@ -1,4 +1,4 @@
-// Times forward, backward and step on every backend of the build. README.md beside this file says what the counters are.
+// Times forward, backward, both, and step on every backend of the build. README.md beside this file says what the counters are.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "bars.hpp"
 #include "memory.hpp"
 #include "t2fw/t2fw.hpp"
 
@@ -37,11 +38,14 @@ const Shape gpu_sequences[] = {{1, 1024, 16, 64, 64},  {1, 1024, 16, 128, 128}, 
                                {8, 1024, 16, 128, 128}, {32, 2048, 1, 64, 64},   {1, 16384, 16, 64, 64}};
 const Shape gpu_steps[] = {{1, 1, 16, 64, 64}, {64, 1, 16, 64, 64}, {64, 1, 16, 128, 128}, {1024, 1, 16, 64, 64}};
 
+enum class Work { forward, backward, forward_backward, step };
+const char* const work_names[] = {"forward", "backward", "forward_backward", "step"};
+
 struct Case {
   std::string name, backend;
   t2fw_device device;
   t2fw_rule rule;
-  t2fw_operation operation;
+  Work work;
   t2fw_dtype dtype;
   Shape shape;
 };
@@ -140,32 +144,38 @@ class Problem {
     g_ = random(ng, d.gate_dtype, 2, true);
     y_ = Buffer(c.device, nv * bytes_of(d.data_dtype));
     const size_t inputs = v_.size() + q_.size() + k_.size() + f_.size() + g_.size();
-    scratch_ = Buffer(c.device, plan_.scratch_size(c.operation));
-    extra_ = scratch_.size();
-    if (c.operation == T2FW_STEP) {
+    if (c.work == Work::step) {
+      scratch_ = Buffer(c.device, plan_.scratch_size(T2FW_STEP));
       state_ = random(static_cast<size_t>(B * H * D * K), d.state_dtype, key_scale, false);
       traffic_ = inputs + y_.size() + 2 * state_.size();
       return;
     }
     saved_ = Buffer(c.device, plan_.saved_size());
-    extra_ += saved_.size();
-    traffic_ = inputs + y_.size();
-    if (c.operation == T2FW_FORWARD) return;
-    const Buffer forward_scratch(c.device, plan_.scratch_size(T2FW_FORWARD));
-    forward(forward_scratch);
-    synchronise(c.device);
+    const size_t backward_scratch = c.work == Work::forward ? 0 : plan_.scratch_size(T2FW_BACKWARD);
+    scratch_ = Buffer(c.device, std::max(plan_.scratch_size(T2FW_FORWARD), backward_scratch));
+    if (c.work != Work::backward) traffic_ = inputs + y_.size();
+    if (c.work == Work::forward) return;
     d_y_ = random(nv, d.data_dtype, 1, false);
     d_v_ = Buffer(c.device, v_.size()), d_q_ = Buffer(c.device, q_.size()), d_k_ = Buffer(c.device, k_.size());
     d_f_ = Buffer(c.device, f_.size()), d_g_ = Buffer(c.device, g_.size());
-    traffic_ = 2 * inputs + d_y_.size();
+    traffic_ += 2 * inputs + d_y_.size();
+    if (c.work == Work::backward) forward();
   }
 
   void execute() const {
-    case_.operation == T2FW_FORWARD ? forward(scratch_) : case_.operation == T2FW_BACKWARD ? backward() : step();
+    if (case_.work == Work::step) return step();
+    if (case_.work != Work::backward) forward();
+    if (case_.work != Work::forward) backward();
   }
   const Case& which() const { return case_; }
   double traffic() const { return static_cast<double>(traffic_); }
-  double extra() const { return static_cast<double>(extra_); }
+  double extra() const { return static_cast<double>(saved_.size() + scratch_.size()); }
+  double memory() const {
+    size_t sum = 0;
+    for (const Buffer* b : {&v_, &f_, &q_, &k_, &g_, &y_, &state_, &saved_, &scratch_}) sum += b->size();
+    for (const Buffer* b : {&d_y_, &d_v_, &d_f_, &d_q_, &d_k_, &d_g_}) sum += b->size();
+    return static_cast<double>(sum);
+  }
 
  private:
   static t2fw_descriptor descriptor(const Case& c) {
@@ -194,28 +204,28 @@ class Problem {
   }
 
   template <class Args>
-  Args inputs(const Buffer& scratch) const {
+  Args inputs() const {
     Args a = {};
     a.struct_size = sizeof a;
     a.v = v_.get(), a.f = f_.get(), a.q = q_.get(), a.k = k_.get(), a.g = g_.get();
-    a.scratch = scratch.get(), a.scratch_size = scratch.size();
+    a.scratch = scratch_.get(), a.scratch_size = scratch_.size();
     return a;
   }
-  void forward(const Buffer& scratch) const {
-    auto a = inputs<t2fw_forward_args>(scratch);
+  void forward() const {
+    auto a = inputs<t2fw_forward_args>();
     a.y = y_.get();
     a.saved = saved_.get(), a.saved_size = saved_.size();
     plan_.forward(a);
   }
   void backward() const {
-    auto a = inputs<t2fw_backward_args>(scratch_);
+    auto a = inputs<t2fw_backward_args>();
     a.saved = saved_.get(), a.saved_size = saved_.size();
     a.d_y = d_y_.get();
     a.d_v = d_v_.get(), a.d_f = d_f_.get(), a.d_q = d_q_.get(), a.d_k = d_k_.get(), a.d_g = d_g_.get();
     plan_.backward(a);
   }
   void step() const {
-    auto a = inputs<t2fw_step_args>(scratch_);
+    auto a = inputs<t2fw_step_args>();
     a.initial_state = a.final_state = state_.get();
     a.y = y_.get();
     plan_.step(a);
@@ -224,7 +234,7 @@ class Problem {
   Case case_;
   t2fw::Plan plan_;
   uint64_t seed_ = 1;
-  size_t traffic_ = 0, extra_ = 0;
+  size_t traffic_ = 0;
   Buffer v_, f_, q_, k_, g_, y_, state_, saved_, scratch_, d_y_, d_v_, d_f_, d_q_, d_k_, d_g_;
 };
 
@@ -250,7 +260,8 @@ void measure(benchmark::State& state, const Case& c) try {
   state.counters["ns_token_head"] = seconds * 1e9 / static_cast<double>(c.shape.B * c.shape.T * c.shape.H);
   state.counters["GB_s"] = rate * 1e-9;
   state.counters["copy_pct"] = 100 * rate / copied;
-  state.counters["MiB"] = problem->extra() / (1 << 20);
+  state.counters["peak_MiB"] = problem->memory() / (1 << 20);
+  state.counters["extra_MiB"] = problem->extra() / (1 << 20);
 } catch (const std::exception& error) {
   state.SkipWithError(error.what());
 }
@@ -262,16 +273,16 @@ void add(const std::string& backend, const std::string& device_name) {
     return;
   }
   for (const t2fw_rule rule : {T2FW_DECAY, T2FW_DELTA})
-    for (const t2fw_operation operation : {T2FW_FORWARD, T2FW_BACKWARD, T2FW_STEP})
+    for (const Work work : {Work::forward, Work::backward, Work::forward_backward, Work::step})
       for (const t2fw_dtype dtype : {T2FW_FP32, T2FW_BF16}) {
-        const bool step = operation == T2FW_STEP;
+        const bool step = work == Work::step;
         const auto each = [&](const auto& shapes) {
           for (const Shape& s : shapes) {
             std::ostringstream name;
-            name << device_name << '/' << backend << (rule == T2FW_DECAY ? "/decay" : "/delta")
-                 << (step ? "/step" : operation == T2FW_FORWARD ? "/forward" : "/backward")
-                 << (dtype == T2FW_FP32 ? "/fp32/" : "/bf16/") << s.B << 'x' << s.T << 'x' << s.H << 'x' << s.D << 'x' << s.K;
-            const Case c{name.str(), backend, device, rule, operation, dtype, s};
+            name << device_name << '/' << backend << (rule == T2FW_DECAY ? "/decay/" : "/delta/")
+                 << work_names[static_cast<int>(work)] << (dtype == T2FW_FP32 ? "/fp32/" : "/bf16/")
+                 << s.B << 'x' << s.T << 'x' << s.H << 'x' << s.D << 'x' << s.K;
+            const Case c{name.str(), backend, device, rule, work, dtype, s};
             benchmark::RegisterBenchmark(c.name.c_str(), [c](benchmark::State& state) { measure(state, c); })
                 ->UseRealTime()
                 ->Unit(benchmark::kMicrosecond);
@@ -290,6 +301,7 @@ int main(int argc, char** argv) {
     const size_t begin = entry.find_first_not_of(' '), open = entry.find('(');
     add(entry.substr(begin, open - begin), entry.substr(open + 1, entry.find(')') - open - 1));
   }
+  bench::add_bars();
   benchmark::AddCustomContext("t2fw_backends", t2fw_backends());
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
