@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
+#include <map>
 
 namespace test {
 
@@ -64,7 +66,7 @@ double rounded(double value, t2fw_dtype dtype) {
 
 // ---------------------------------------------------------------- comparisons
 void expect_close(const char* what, const Values& got, const Values& want, int64_t row, double tolerance,
-                  bool zero_allowed) {
+                  bool zero_allowed, double* reached) {
   ASSERT_EQ(got.size(), want.size()) << what;
   if (want.empty()) return;
   double error = 0, norm = 0, worst = 0, largest = 0;
@@ -89,6 +91,7 @@ void expect_close(const char* what, const Values& got, const Values& want, int64
     ASSERT_EQ(error, 0) << what << ": expected zeros";
     return;
   }
+  if (reached) *reached = std::sqrt(error / norm);
   EXPECT_LE(std::sqrt(error / norm), tolerance) << what << ": relative L2";
   EXPECT_LE(std::sqrt(worst), 50 * tolerance * std::sqrt(largest)) << what << ": row " << worst_row;
 }
@@ -130,6 +133,45 @@ std::string parameter_name(const testing::TestParamInfo<Parameter>& info) {
   return text(info.param.backend) + "_" + name_of(info.param.problem);
 }
 std::string backend_name(const testing::TestParamInfo<Backend>& info) { return text(info.param); }
+
+namespace {
+
+class WorstErrors : public testing::Environment {
+ public:
+  struct Worst {
+    double error = 0, allowed = 0;
+    std::string what;
+  };
+  std::map<std::pair<std::string, t2fw_dtype>, Worst> worst;
+
+  void TearDown() override {
+    static const char* const dtypes[] = {"", "fp64", "fp32", "fp16", "bf16"};
+    if (!worst.empty())
+      std::printf("%-30s %-5s %-8s %-8s %s\n", "worst relative L2 error", "dtype", "reached", "allowed", "in");
+    for (const auto& [key, w] : worst)
+      std::printf("%-30s %-5s %-8.1e %-8.1e %s\n", key.first.c_str(), dtypes[key.second], w.error, w.allowed, w.what.c_str());
+  }
+};
+
+WorstErrors& worst_errors() {
+  static WorstErrors* const environment = new WorstErrors;  // GoogleTest's, once it is registered
+  return *environment;
+}
+[[maybe_unused]] testing::Environment* const registered = testing::AddGlobalTestEnvironment(&worst_errors());
+
+}  // namespace
+
+Accuracy::Accuracy(const Backend& backend, t2fw_rule rule, const char* operation)
+    : of_(text(backend) + (rule == T2FW_DECAY ? " decay " : " delta ") + operation) {}
+
+void Accuracy::expect(const char* what, const Values& got, const Values& want, int64_t row, t2fw_dtype dtype,
+                      double factor, bool zero_allowed) const {
+  const double allowed = factor * tolerance(dtype);
+  double reached = 0;
+  expect_close(what, got, want, row, allowed, zero_allowed, &reached);
+  auto& worst = worst_errors().worst[{of_, dtype}];
+  if (worst.what.empty() || reached > worst.error) worst = {reached, allowed, what};
+}
 
 // ---------------------------------------------------------------- memory
 namespace {

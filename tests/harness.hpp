@@ -24,8 +24,9 @@ double tolerance(t2fw_dtype dtype);
 // ---- comparisons
 // Relative L2 over all, and every row of `row` elements within 50 tolerances of the largest row. Expected values that
 // are all zero fail unless zero_allowed, and then got must be zero exactly.
+// reached receives the relative L2.
 void expect_close(const char* what, const Values& got, const Values& want, int64_t row, double tolerance,
-                  bool zero_allowed = false);
+                  bool zero_allowed = false, double* reached = nullptr);
 
 // ---- backends
 struct Backend {
@@ -43,6 +44,18 @@ std::ostream& operator<<(std::ostream& out, const Parameter& p);
 std::vector<Parameter> parameters(const std::vector<Case>& cases);
 std::string parameter_name(const testing::TestParamInfo<Parameter>& info);
 std::string backend_name(const testing::TestParamInfo<Backend>& info);
+
+// expect_close, within factor * tolerance(dtype), for one operation of a backend. The worst error of every backend,
+// operation and dtype is printed after the tests.
+class Accuracy {
+ public:
+  Accuracy(const Backend& backend, t2fw_rule rule, const char* operation);
+  void expect(const char* what, const Values& got, const Values& want, int64_t row, t2fw_dtype dtype, double factor = 1,
+              bool zero_allowed = false) const;
+
+ private:
+  std::string of_;
+};
 
 // ---- memory
 // Device bytes between guard bands, all poisoned: every 16-bit word is a NaN that no arithmetic makes.

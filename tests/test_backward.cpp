@@ -17,13 +17,13 @@ TEST_P(Backward, EqualsOracle) {
   run.backward();
   if (HasFatalFailure()) return;
   const bool few = c.T <= 1;  // then some gradients are zero without a state
-  const double data = 2 * tolerance(c.data), gate = 2 * tolerance(c.gate), state = 2 * tolerance(c.state);
-  expect_close("d_v", run.d_v.read(), x.d_v, c.D, data, few);
-  expect_close("d_q", run.d_q.read(), x.d_q, c.K, data, few);
-  expect_close("d_k", run.d_k.read(), x.d_k, c.K, data, few);
-  if (run.d_f) expect_close("d_f", run.d_f.read(), x.d_f, gate_width(c.f, c.D), gate, few);
-  if (run.d_g) expect_close("d_g", run.d_g.read(), x.d_g, gate_width(c.g, c.K), gate, few);
-  expect_close("d_initial_state", run.d_initial_state.read(), x.d_initial_state, c.K, state, few);
+  const Accuracy accuracy(backend, c.rule, "backward");
+  accuracy.expect("d_v", run.d_v.read(), x.d_v, c.D, c.data, 2, few);
+  accuracy.expect("d_q", run.d_q.read(), x.d_q, c.K, c.data, 2, few);
+  accuracy.expect("d_k", run.d_k.read(), x.d_k, c.K, c.data, 2, few);
+  if (run.d_f) accuracy.expect("d_f", run.d_f.read(), x.d_f, gate_width(c.f, c.D), c.gate, 2, few);
+  if (run.d_g) accuracy.expect("d_g", run.d_g.read(), x.d_g, gate_width(c.g, c.K), c.gate, 2, few);
+  accuracy.expect("d_initial_state", run.d_initial_state.read(), x.d_initial_state, c.K, c.state, 2, few);
 
   const Operand* gradients[] = {&run.d_v, &run.d_f, &run.d_q, &run.d_k, &run.d_g, &run.d_initial_state};
   std::vector<std::vector<unsigned char>> first;

@@ -64,8 +64,9 @@ TEST_P(Step, Slots) {
   run.initial_state = Operand(run.memory, c.state, {pool, c.H, c.D, c.K}, {s.b, s.h, s.d}, states);
   run.step(true, slots, pool);
   if (HasFatalFailure()) return;
-  expect_close("y", run.y.read(), x.y, c.D, tolerance(c.data));
-  expect_close("states", run.initial_state.read(), want, c.K, tolerance(c.state));
+  const Accuracy accuracy(backend, c.rule, "step");
+  accuracy.expect("y", run.y.read(), x.y, c.D, c.data);
+  accuracy.expect("states", run.initial_state.read(), want, c.K, c.state);
   EXPECT_EQ(part(run.y.read(), c.B, 1, 1), Values(static_cast<size_t>(wide))) << "a skipped row's y is not zeros";
   for (int64_t slot : {1, 3, 4})
     EXPECT_EQ(part(run.initial_state.read(), pool, slot, 1), part(states, pool, slot, 1)) << "slot " << slot << " changed";
