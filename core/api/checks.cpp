@@ -190,14 +190,15 @@ void Operands::check_pointers(const Backend& backend) const {
   for (size_t i = 0; i < count_; ++i) {
     const Operand& o = list_[i];
     if (o.need == Need::absent && o.pointer)
-      fail(T2FW_INVALID_ARGUMENT, std::string(o.name) + " is given; expected NULL, because the plan has none");
+      fail(T2FW_INVALID_ARGUMENT, std::string(o.name) + " is not NULL; expected NULL, because the plan has none");
     if (o.need == Need::absent || is_empty(o)) continue;
     if (!o.pointer && o.need == Need::optional) continue;
     const auto expected = [&] { return "; expected a pointer to " + shape(o) + " on the " + text_of(problem_.device); };
     if (!o.pointer) fail(T2FW_INVALID_ARGUMENT, std::string(o.name) + " is NULL" + expected());
-    if (reinterpret_cast<uintptr_t>(o.pointer) % static_cast<uintptr_t>(o.element_size))
-      fail(T2FW_INVALID_ARGUMENT, std::string(o.name) + " is misaligned" + expected() + ", aligned to " +
-                                      number(o.element_size) + " bytes");
+    if (const auto past = reinterpret_cast<uintptr_t>(o.pointer) % static_cast<uintptr_t>(o.element_size); past)
+      fail(T2FW_INVALID_ARGUMENT, std::string(o.name) + " is " + std::to_string(past) + " bytes past a multiple of " +
+                                      number(o.element_size) + expected() + ", aligned to " + number(o.element_size) +
+                                      " bytes");
     if (const std::string where = backend.wrong_memory(problem_, o.pointer); !where.empty())
       fail(T2FW_INVALID_ARGUMENT, std::string(o.name) + " points to " + where + expected());
   }

@@ -8,10 +8,17 @@ namespace t2fw {
 namespace {
 
 void check_product(const char* name, std::initializer_list<int64_t> sizes) {
-  int64_t product = 8;  // bytes of the widest dtype
-  for (const int64_t size : sizes)
-    if (size && __builtin_mul_overflow(product, size, &product))
-      fail(T2FW_INVALID_ARGUMENT, std::string(name) + " overflows 64 bits of bytes; expected smaller sizes");
+  constexpr int64_t width = 8;  // bytes of the widest dtype
+  int64_t bytes = width;
+  bool fits = true;
+  std::string came;
+  for (const int64_t size : sizes) {
+    fits = fits && !(size && __builtin_mul_overflow(bytes, size, &bytes));
+    came += (came.empty() ? "" : "*") + std::to_string(size);
+  }
+  if (!fits)
+    fail(T2FW_INVALID_ARGUMENT,
+         std::string(name) + " is " + came + "; expected at most " + std::to_string(INT64_MAX / width) + " elements");
 }
 
 }  // namespace
@@ -33,7 +40,7 @@ void check_sizes(int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t 
     fail(T2FW_INVALID_ARGUMENT, "B is " + std::to_string(B) + " with packed sequences; expected 1");
   check_product("B*T*H*D", {B, T, H, D});
   check_product("B*T*H*K", {B, T, H, K});
-  check_product("B*H*D*K", {sequences ? sequences : B, H, D, K});
+  check_product(sequences ? "sequences*H*D*K" : "B*H*D*K", {sequences ? sequences : B, H, D, K});
 }
 
 }  // namespace t2fw

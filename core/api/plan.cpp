@@ -51,9 +51,12 @@ void check_layouts(const Problem& p) {
 
 // What no backend of this library can do.
 void check_supported(const Problem& p) {
-  if (p.rule == T2FW_DELTA && (p.f != T2FW_GATE_NONE || p.g != T2FW_GATE_NONE))
-    fail(T2FW_UNSUPPORTED,
-         "the delta rule with gates (the gated delta rule) is not available yet; set f and g to T2FW_GATE_NONE");
+  const struct { const char* name; t2fw_gate gate; } gates[] = {{"f", p.f}, {"g", p.g}};
+  for (const auto& [name, gate] : gates)
+    if (p.rule == T2FW_DELTA && gate != T2FW_GATE_NONE)
+      fail(T2FW_UNSUPPORTED, std::string(name) + " is " + (gate == T2FW_GATE_HEAD ? "T2FW_GATE_HEAD" : "T2FW_GATE_FULL") +
+                                 " with the delta rule; expected T2FW_GATE_NONE, because the gated delta rule is not "
+                                 "available yet");
   const struct { const char* name; t2fw_dtype dtype; } others[] = {{"gate_dtype", p.gate_dtype},
                                                                    {"state_dtype", p.state_dtype}};
   for (const auto& other : others)
@@ -67,8 +70,8 @@ void check_backend_name(const char* name) {
   if (!name) return;
   for (const Backend* backend : backends())
     if (std::string(name) == backend->name()) return;
-  fail(T2FW_INVALID_ARGUMENT, "backend is \"" + std::string(name) + "\"; this build has " + t2fw_backends() +
-                                  " (cmake --preset cuda and --preset hip build the gpu backends)");
+  fail(T2FW_INVALID_ARGUMENT, "backend is \"" + std::string(name) + "\"; expected NULL or one of this build, which has " +
+                                  t2fw_backends() + " (cmake --preset cuda and --preset hip build the gpu backends)");
 }
 
 std::string other_device(const Backend& backend, const Problem& p) {
