@@ -1,87 +1,148 @@
+import re
+
 import numpy as np
 import pytest
 
 import t2fw
+from t2fw import _core, _numpy
 
 X = {n: np.ones(s) for n, s in dict(v=(2, 3, 2, 4), f=(2, 3, 2, 4), q=(2, 3, 2, 5), k=(2, 3, 2, 5), g=(2, 3, 2, 5),
                                     initial_state=(2, 2, 4, 5)).items()}
 ones = np.ones
-V, S = ValueError, t2fw.UnsupportedError
+V = ValueError
+WIDE = "float64, as v, or float32 beside 16-bit data"
 
+# Messages are compared whole; ... stands for any text.
 PARALLEL = [
-    (dict(v=None), TypeError, "v is None"),
-    (dict(v=[1.0]), TypeError, "v is a list"),
-    (dict(v=ones((2, 3, 8))), V, r"v has shape \[2, 3, 8\]; expected \[B,T,H,D\]"),
-    (dict(q=ones((2, 3, 2, 6))), V, r"q has shape .*expected \[B,T,H,K\] = \[2, 3, 2, 5\]"),
-    (dict(k=ones((2, 4, 2, 5))), V, "k has shape"),
-    (dict(k=ones((2, 3, 5))), V, "k has shape"),
-    (dict(f=ones((2, 3, 2, 3))), V, r"f has shape .*\[B,T,H,1\]"),
-    (dict(f=ones((2, 3, 1, 4))), V, "f has shape"),
-    (dict(g=ones((2, 3, 2, 4))), V, "g has shape"),
-    (dict(g=ones((3, 2, 1))), V, "g has shape"),
-    (dict(initial_state=ones((2, 2, 5, 4))), V, r"initial_state has shape .*\[B,H,D,K\] = \[2, 2, 4, 5\]"),
-    (dict(initial_state=ones((1, 2, 4, 5))), V, "initial_state has shape"),
-    (dict(initial_state=ones((2, 2, 4, 5), "f4")), V, "initial_state has dtype float32; expected float64"),
-    (dict(v=ones((2, 3, 2, 4), int)), V, "v has dtype int64; expected one of float64"),
-    (dict(v=ones((2, 3, 2, 4), complex)), V, "v has dtype complex128"),
+    (dict(v=None), TypeError, "v is None; expected an array"),
+    (dict(v=[1.0]), TypeError, "v is a list; expected a NumPy array, a torch tensor or an object with __dlpack__"),
+    (dict(v=ones((2, 3, 8))), V, "v has shape [2, 3, 8]; expected [B,T,H,D]"),
+    (dict(v=ones((2, 3, 2, 0)), f=None, initial_state=None), V, "t2fw_descriptor_init: D is 0; expected at least 1"),
+    (dict(q=ones((2, 3, 2, 6))), V, "q has shape [2, 3, 2, 6]; expected [B,T,H,K] = [2, 3, 2, 5]"),
+    (dict(k=ones((2, 4, 2, 5))), V, "k has shape [2, 4, 2, 5]; expected [B,T,H,K] = [2, 3, 2, any]"),
+    (dict(k=ones((2, 3, 5))), V, "k has shape [2, 3, 5]; expected [B,T,H,K] = [2, 3, 2, any]"),
+    (dict(f=ones((2, 3, 2, 3))), V, "f has shape [2, 3, 2, 3]; expected [B,T,H,D] or [B,T,H,1] = [2, 3, 2, 4]"),
+    (dict(f=ones((2, 3, 1, 4))), V, "f has shape [2, 3, 1, 4]; expected [B,T,H,D] or [B,T,H,1] = [2, 3, 2, 4]"),
+    (dict(f=ones((2, 2, 2, 1))), V, "f has shape [2, 2, 2, 1]; expected [B,T,H,D] or [B,T,H,1] = [2, 3, 2, 1]"),
+    (dict(g=ones((2, 3, 2, 4))), V, "g has shape [2, 3, 2, 4]; expected [B,T,H,K] or [B,T,H,1] = [2, 3, 2, 5]"),
+    (dict(g=ones((3, 2, 1))), V, "g has shape [3, 2, 1]; expected [B,T,H,K] or [B,T,H,1] = [2, 3, 2, 5]"),
+    (dict(initial_state=ones((2, 2, 5, 4))), V,
+     "initial_state has shape [2, 2, 5, 4]; expected [B,H,D,K] = [2, 2, 4, 5]"),
+    (dict(initial_state=ones((1, 2, 4, 5))), V,
+     "initial_state has shape [1, 2, 4, 5]; expected [B,H,D,K] = [2, 2, 4, 5]"),
+    (dict(initial_state=ones((2, 2, 4, 5), "f4")), V, f"initial_state has dtype float32; expected {WIDE}"),
+    (dict(v=ones((2, 3, 2, 4), int)), V, "v has dtype int64; expected one of float64, float32, float16, bfloat16"),
+    (dict(v=ones((2, 3, 2, 4), complex)), V,
+     "v has dtype complex128; expected one of float64, float32, float16, bfloat16"),
     (dict(q=ones((2, 3, 2, 5), "f4")), V, "q has dtype float32; expected float64, as v"),
-    (dict(k=ones((2, 3, 2, 5), "f2")), V, "k has dtype float16"),
-    (dict(f=ones((2, 3, 2, 4), "f4")), V, "f has dtype float32"),
-    (dict(g=ones((2, 3, 2, 5), "i4")), V, "g has dtype int32"),
-    (dict(backend="nonesuch"), (V, S), "nonesuch"),
-    (dict(backend=3), TypeError, "backend is a int"),
-    (dict(cu_seqlens=np.array([0, 3])), V, "cu_seqlens needs B = 1; got B = 2"),
-    (dict(v=ones((2, 3, 2, 0))), V, "D"),
+    (dict(k=ones((2, 3, 2, 5), "f2")), V, "k has dtype float16; expected float64, as v"),
+    (dict(f=ones((2, 3, 2, 4), "f4")), V, f"f has dtype float32; expected {WIDE}"),
+    (dict(g=ones((2, 3, 2, 5), "i4")), V, f"g has dtype int32; expected {WIDE}"),
+    (dict(backend="nonesuch"), V, 't2fw_plan_create: backend is "nonesuch"; expected NULL or one of this build...'),
+    (dict(backend=3), TypeError, "backend is a int; expected a string or None"),
+    (dict(cu_seqlens=np.array([0, 3])), V, "B is 2 with cu_seqlens; expected 1"),
 ]
 PACKED = [
-    (np.array([0.0, 3.0]), V, "cu_seqlens has dtype float64"),
-    (np.array([[0, 3]]), V, "cu_seqlens has shape"),
-    (np.array([3]), V, "cu_seqlens has shape"),
-    (np.array([0, 4]), V, "cu_seqlens"),
-    (np.array([1, 3]), V, "cu_seqlens"),
-    (np.array([0, 2, 1, 3]), V, "cu_seqlens"),
+    (np.array([0.0, 3.0]), "cu_seqlens has dtype float64; expected int64"),
+    (np.array([[0, 3]]), "cu_seqlens has shape [1, 2]; expected [sequences + 1], at least [2]"),
+    (np.array([3]), "cu_seqlens has shape [1]; expected [sequences + 1], at least [2]"),
+    (np.array([0, 4]), "t2fw_forward: cu_seqlens[1] is 4; expected T=3"),
+    (np.array([1, 3]), "t2fw_forward: cu_seqlens[0] is 1; expected 0"),
+    (np.array([0, 2, 1, 3]), "t2fw_forward: cu_seqlens[2] is 1; expected at least 2, the value before it"),
 ]
 STEP = [
-    (dict(v=ones((2, 3, 2, 4))), V, r"v has shape .*\[B,H,D\]"),
-    (dict(q=ones((2, 2, 6))), V, r"q has shape \[2, 2, 6\]; expected \[B,H,K\]"),
-    (dict(state=None), TypeError, "state is None"),
-    (dict(state=ones((3, 2, 4, 5))), V, "state has shape"),
-    (dict(out_state=ones((2, 2, 5, 4))), V, "out_state has shape"),
-    (dict(out_state=ones((2, 2, 4, 5), "f4")), V, "out_state has dtype float32"),
-    (dict(out_state=ones((2, 2, 4, 10))[..., ::2]), V, "out_state must be .*contiguous"),
-    (dict(slot_indices=np.array([0])), V, "slot_indices has shape"),
-    (dict(slot_indices=np.array([0.0, 1.0])), V, "slot_indices has dtype"),
-    (dict(slot_indices=np.array([0, 2])), V, "slot"),
-    (dict(slot_indices=np.array([0, -2])), V, "slot"),
-    (dict(slot_indices=np.array([1, 1])), V, "slot"),
+    (dict(v=ones((2, 3, 2, 4))), V, "v has shape [2, 3, 2, 4]; expected [B,H,D]"),
+    (dict(q=ones((2, 2, 6))), V, "q has shape [2, 2, 6]; expected [B,H,K] = [2, 2, 5]"),
+    (dict(k=ones((2, 3, 5))), V, "k has shape [2, 3, 5]; expected [B,H,K] = [2, 2, any]"),
+    (dict(g=ones((2, 3, 1))), V, "g has shape [2, 3, 1]; expected [B,H,K] or [B,H,1] = [2, 2, 1]"),
+    (dict(state=None), TypeError, "state is None; expected an array"),
+    (dict(state=ones((3, 2, 4, 5))), V, "state has shape [3, 2, 4, 5]; expected [B,H,D,K] = [2, 2, 4, 5]"),
+    (dict(state=ones((3, 2, 4)), slot_indices=np.array([0, 1])), V,
+     "state has shape [3, 2, 4]; expected [slots,H,D,K] = [any, 2, 4, 5]"),
+    (dict(out_state=ones((2, 2, 5, 4))), V,
+     "out_state has shape [2, 2, 5, 4]; expected the shape of state = [2, 2, 4, 5]"),
+    (dict(out_state=ones((2, 2, 4, 5), "f4")), V, "out_state has dtype float32; expected float64, as state"),
+    (dict(out_state=ones((2, 2, 4, 10))[..., ::2]), V,
+     "out_state has strides [80, 40, 10, 2]; expected an aligned array whose last dimension is contiguous"),
+    (dict(slot_indices=np.array([0])), V, "slot_indices has shape [1]; expected [B] = [2]"),
+    (dict(slot_indices=np.array([0.0, 1.0])), V, "slot_indices has dtype float64; expected int64"),
+    (dict(slot_indices=np.array([0, 2])), V,
+     "t2fw_step: slot_indices[1] is 2; expected 0 .. slots-1=1, or T2FW_SKIP_SLOT=-1"),
+    (dict(slot_indices=np.array([0, -2])), V,
+     "t2fw_step: slot_indices[1] is -2; expected 0 .. slots-1=1, or T2FW_SKIP_SLOT=-1"),
+    (dict(slot_indices=np.array([1, 1])), V, "t2fw_step: slot_indices[1] is 1; expected no slot twice"),
 ]
 
 
+def raises(error, message):
+    return pytest.raises(error, match="^" + re.escape(message).replace(r"\.\.\.", ".*") + "$")
+
+
+def of(library, x, error=V):
+    """The arguments as arrays of the library; those of a wrong type have messages of their own there."""
+    if library == "numpy":
+        return dict(x)
+    torch = pytest.importorskip("torch")
+    if error is TypeError:
+        pytest.skip("see test_mixed_libraries")
+    return {n: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for n, a in x.items()}
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize("change,error,message", PARALLEL)
-def test_parallel(change, error, message):
-    x = {**X, **change}
-    with pytest.raises(error, match=message):
+def test_parallel(change, error, message, library):
+    x = of(library, {**X, **change}, error)
+    with raises(error, message):
         t2fw.decay(x.pop("v"), x.pop("f"), x.pop("q"), x.pop("k"), x.pop("g"), x.pop("initial_state"), **x)
 
 
-@pytest.mark.parametrize("cu,error,message", PACKED)
-def test_packed(cu, error, message):
-    x = [X[n][:1] for n in "vfqkg"]
-    with pytest.raises(error, match=message):
-        t2fw.decay(*x, cu_seqlens=cu)
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("cu,message", PACKED)
+def test_packed(cu, message, library):
+    x = of(library, {**{n: X[n][:1] for n in "vfqkg"}, "cu_seqlens": cu})
+    with raises(V, message):
+        t2fw.decay(*(x[n] for n in "vfqkg"), cu_seqlens=x["cu_seqlens"])
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize("change,error,message", STEP)
-def test_step(change, error, message):
-    x = {**{n: X[n][:, 0] for n in "vfqkg"}, "state": X["initial_state"].copy(), **change}
-    with pytest.raises(error, match=message):
-        t2fw.decay_step(x.pop("v"), x.pop("f"), x.pop("q"), x.pop("k"), x.pop("g"), x.pop("state"), **x)
+def test_step(change, error, message, library):
+    x = {**{n: X[n][:, 0] for n in "vfqkg"}, "state": X["initial_state"].copy(),
+         "out_state": np.full((2, 2, 4, 5), np.nan), **change}
+    before = {n: None if a is None else a.tobytes() for n, a in x.items()}
+    args = of(library, x, error)
+    with raises(error, message):
+        t2fw.decay_step(*[args.pop(n) for n in (*"vfqkg", "state")], **args)
+    assert before == {n: None if a is None else a.tobytes() for n, a in x.items()}
 
 
-def test_mixed_libraries():
+def test_device():
+    class Numpy(_numpy.Numpy):
+        device = staticmethod(lambda a: (1, 0) if a is X["q"] else (2, 1))
+
+    with raises(V, "q is on cpu:0; expected cuda:1, as v"):
+        _core.problem(Numpy, "decay", *(X[n] for n in "vfqkg"))
+
+
+@pytest.mark.parametrize("name", [*"vfqkg", "initial_state", "cu_seqlens"])
+def test_mixed_libraries(name):
     torch = pytest.importorskip("torch")
-    with pytest.raises(TypeError, match="q is not a torch tensor"):
-        t2fw.decay(torch.ones(1, 1, 1, 1), None, np.ones((1, 1, 1, 1)), torch.ones(1, 1, 1, 1), None)
+    x = {n: torch.from_numpy(a) for n, a in X.items()}
+    x["cu_seqlens"] = None
+    x[name] = np.ones(1)
+    others = "v" if len(name) > 1 else "another argument is"
+    with raises(TypeError, f"{name} is a ndarray; expected a torch tensor, as {others}"):
+        t2fw.decay(*[x.pop(n) for n in (*"vfqkg", "initial_state")], **x)
+
+
+@pytest.mark.parametrize("name", ["state", "slot_indices", "out_state"])
+def test_mixed_libraries_in_step(name):
+    torch = pytest.importorskip("torch")
+    x = {n: torch.from_numpy(X[n][:, 0]) for n in "vfqkg"}
+    x.update(state=torch.from_numpy(X["initial_state"]), slot_indices=None, out_state=None)
+    x[name] = np.ones(1)
+    with raises(TypeError, f"{name} is a ndarray; expected a torch tensor, as v"):
+        t2fw.decay_step(*[x.pop(n) for n in (*"vfqkg", "state")], **x)
 
 
 def test_gpu_tensor_needs_gpu_build():

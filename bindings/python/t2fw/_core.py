@@ -6,6 +6,7 @@ from typing import Any, Dict, Optional, Tuple
 from . import _t2fw
 
 RULES = {"decay": 1, "delta": 2}
+DEVICES = {1: "cpu", 2: "cuda", 3: "hip"}
 DTYPES = {"float64": 1, "float32": 2, "float16": 3, "bfloat16": 4}
 FORWARD, BACKWARD, STEP = 1, 2, 3
 
@@ -59,12 +60,18 @@ class Problem:
             method(addresses)
 
 
-def _expect(lib: Any, name: str, a: Any, shape: Tuple[Optional[int], ...], text: str, v: Any) -> None:
+def _expect(lib: Any, name: str, a: Any, shape: Tuple[Optional[int], ...], text: str, v: Any, step: bool = False) -> None:
+    """None in shape is any size. A step's operands are shown without the token dimension."""
     got = lib.shape(a)
     if len(got) != len(shape) or any(n is not None and n != m for n, m in zip(shape, got)):
-        raise ValueError(f"{name} has shape {list(got)}; expected {text}" + ("" if None in shape else f" = {list(shape)}"))
-    if lib.device(a) != lib.device(v):
-        raise ValueError(f"{name} is on another device than v")
+        if step:
+            got, shape = got[:1] + got[2:], shape[:1] + shape[2:]
+        sizes = ", ".join("any" if n is None else str(n) for n in shape)
+        known = any(n is not None for n in shape)
+        raise ValueError(f"{name} has shape {list(got)}; expected {text}" + (f" = [{sizes}]" if known else ""))
+    (kind, index), (want, want_index) = lib.device(a), lib.device(v)
+    if (kind, index) != (want, want_index):
+        raise ValueError(f"{name} is on {DEVICES[kind]}:{index}; expected {DEVICES[want]}:{want_index}, as v")
 
 
 def problem(
@@ -77,11 +84,7 @@ def problem(
     token = "[B,H,%s]" if step else "[B,T,H,%s]"
 
     def check(name: str, a: Any, shape: Tuple[Optional[int], ...], width: str) -> None:
-        if step and len(lib.shape(a)) == 4:
-            got = lib.shape(a)
-            if any(n is not None and n != m for n, m in zip(shape, got)):
-                raise ValueError(f"{name} has shape {[got[0], *got[2:]]}; expected {token % width}")
-        _expect(lib, name, a, shape, token % width, v)
+        _expect(lib, name, a, shape, token % width, v, step)
 
     check("v", v, (None,) * 4, "D")
     B, T, H, D = lib.shape(v)
@@ -115,7 +118,7 @@ def problem(
         if len(lib.shape(cu_seqlens)) != 1 or lib.shape(cu_seqlens)[0] < 2:
             raise ValueError(f"cu_seqlens has shape {list(lib.shape(cu_seqlens))}; expected [sequences + 1], at least [2]")
         if B != 1:
-            raise ValueError(f"cu_seqlens needs B = 1; got B = {B}")
+            raise ValueError(f"B is {B} with cu_seqlens; expected 1")
         _expect(lib, "cu_seqlens", cu_seqlens, (None,), "[sequences + 1]", v)
         cu_seqlens = lib.indices(cu_seqlens)
         sequences = lib.shape(cu_seqlens)[0] - 1
@@ -174,7 +177,8 @@ def step(p: Problem, slot_indices: Any, out_state: Any) -> Any:
     if lib.dtype(out_state) != p.state:
         raise ValueError(f"out_state has dtype {lib.dtype(out_state)}; expected {p.state}, as state")
     if lib.rows(out_state) is not out_state:
-        raise ValueError("out_state must be aligned and contiguous in its last dimension")
+        raise ValueError(f"out_state has strides {list(lib.strides(out_state))}; expected an aligned array whose last "
+                         "dimension is contiguous")
     if slot_indices is not None:
         if lib.dtype(slot_indices) not in ("int32", "int64"):
             raise ValueError(f"slot_indices has dtype {lib.dtype(slot_indices)}; expected int64")

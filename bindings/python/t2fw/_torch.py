@@ -228,7 +228,7 @@ def _cast(v: Any, f: Any, q: Any, k: Any, g: Any) -> Tuple[Any, ...]:
     """Autocast: data to its dtype; gates stay float32 if they are."""
     for name, a in (("v", v), ("f", f), ("q", q), ("k", k), ("g", g)):
         if not isinstance(a, Tensor) and (a is not None or name in "vqk"):
-            raise TypeError(f"{name} is not a torch tensor, but another argument is")
+            raise TypeError(f"{name} is a {type(a).__name__}; expected a torch tensor, as another argument is")
     kind = v.device.type
     if torch.is_autocast_enabled(kind) and v.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
@@ -252,7 +252,7 @@ def parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, backend):  # type: 
     v, f, q, k, g = _cast(v, f, q, k, g)
     for name, a in (("initial_state", initial_state), ("cu_seqlens", cu_seqlens)):
         if a is not None and not isinstance(a, Tensor):
-            raise TypeError(f"{name} is not a torch tensor, but v is")
+            raise TypeError(f"{name} is a {type(a).__name__}; expected a torch tensor, as v")
     save = _differentiable(v, f, q, k, g, initial_state)
     if rule == "decay":
         y, final_state, _ = torch.ops.t2fw.decay(v, f, q, k, g, initial_state, cu_seqlens, save, backend)
@@ -265,7 +265,7 @@ def step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type:
     v, f, q, k, g = _cast(v, f, q, k, g)
     for name, a in (("state", state), ("slot_indices", slot_indices), ("out_state", out_state)):
         if not isinstance(a, Tensor) and (a is not None or name == "state"):
-            raise TypeError(f"{name} is not a torch tensor, but v is")
+            raise TypeError(f"{name} is a {type(a).__name__}; expected a torch tensor, as v")
     tokens = (v, f, q, k, g) if rule == "decay" else (q, k, v)
     ops = torch.ops.t2fw
     if out_state is None:
