@@ -31,7 +31,7 @@ class Backend {
   virtual std::string decline(const Problem& problem) const = 0;
   // Only for problems that decline() accepted.
   virtual std::unique_ptr<Executor> bind(const Problem& problem) const = 0;
-  // Empty if the plan's device can read the pointer, else where it points ("host memory", "CUDA device 1").
+  // Empty if the pointer is memory that the plan takes (see t2fw.h), else where it points ("host memory", "CUDA device 1").
   virtual std::string wrong_memory(const Problem& problem, const void* pointer) const = 0;
 };
 

@@ -60,19 +60,53 @@ class Gpu : public Memory {
     check(TEST_GPU(Memcpy)(host, device, bytes, TEST_GPU(MemcpyDeviceToHost)), "Memcpy");
   }
 };
+
+class Managed : public Gpu {
+ public:
+  void* allocate(size_t bytes) const override {
+    void* p = nullptr;
+    check(TEST_GPU(MallocManaged)(&p, bytes), "MallocManaged");
+    return p;
+  }
+};
+
+class Pinned : public Host {
+ public:
+#ifdef T2FW_WITH_KOKKOS_HIP
+  void* allocate(size_t bytes) const override {
+    void* p = nullptr;
+    check(hipHostMalloc(&p, bytes), "hipHostMalloc");
+    return p;
+  }
+  void release(void* p) const override { static_cast<void>(hipHostFree(p)); }
+#else
+  void* allocate(size_t bytes) const override {
+    void* p = nullptr;
+    check(cudaMallocHost(&p, bytes), "cudaMallocHost");
+    return p;
+  }
+  void release(void* p) const override { static_cast<void>(cudaFreeHost(p)); }
+#endif
+};
 #else
 class Gpu : public Host {
  public:
   bool present() const override { return false; }
 };
+using Managed = Gpu;
+using Pinned = Gpu;
 #endif
 
 }  // namespace
 
-const Memory& memory_of(t2fw_device device) {
+const Memory& memory_of(t2fw_device device, MemoryKind kind) {
   static const Host host;
   static const Gpu gpu;
+  static const Managed managed;
+  static const Pinned pinned;
   if (device == T2FW_CPU) return host;
+  if (kind == MemoryKind::Managed) return managed;
+  if (kind == MemoryKind::Pinned) return pinned;
   return gpu;
 }
 

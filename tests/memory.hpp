@@ -18,6 +18,9 @@ class Memory {
   virtual void download(void* host, const void* device, size_t bytes) const = 0;
 };
 
-const Memory& memory_of(t2fw_device device);
+// Managed: one address for host and GPU. Pinned: host memory that the GPU can reach. On the CPU both are plain memory.
+enum class MemoryKind { Plain, Managed, Pinned };
+
+const Memory& memory_of(t2fw_device device, MemoryKind kind = MemoryKind::Plain);
 
 }  // namespace test

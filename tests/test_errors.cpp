@@ -376,6 +376,47 @@ TEST(ErrorsOfNull, AreNamed) {
   expect_error(t2fw_step(plan, &step, nullptr), BAD, "t2fw_step: the plan's T is 2; expected 1");
 }
 
+class ErrorsOfMemory : public testing::TestWithParam<Backend> {};
+
+TEST_P(ErrorsOfMemory, HostMemoryIsDeclinedAndManagedTaken) {
+  const Backend& backend = GetParam();
+  if (backend.device == T2FW_CPU) GTEST_SKIP() << "its memory is the host's";
+  const Case c{T2FW_DECAY, T2FW_FP32, T2FW_FP32, T2FW_FP32, T2FW_GATE_FULL, T2FW_GATE_FULL, 2, 40, 2, 4, 3};
+  Tensors x = make_inputs(c);
+  oracle_forward(c, x);
+  Session run(backend, c, x);
+  T2FW_NEED_PLAN(run);
+  const auto value = [&](const Memory& memory, const Values& values = {}) {
+    const auto& s = run.d.v_strides;
+    return Operand(memory, T2FW_FP32, {c.B, c.T, c.H, c.D}, {s.b, s.t, s.h}, values);
+  };
+  const Operand v = std::move(run.v), y = std::move(run.y);
+  const Memory &plain = memory_of(T2FW_CPU), &pinned = memory_of(backend.device, MemoryKind::Pinned);
+  const Memory& managed = memory_of(backend.device, MemoryKind::Managed);
+  for (const Memory* host : {&plain, &pinned})
+    for (const bool input : {true, false}) {
+      run.v = input ? value(*host, x.v) : v;
+      run.y = input ? y : value(*host);
+      run.scratch = Block(run.memory, t2fw_plan_scratch_size(run.plan.get(), T2FW_FORWARD));
+      t2fw_forward_args a{};
+      a.struct_size = sizeof a;
+      a.v = run.v.data(), a.f = run.f.data(), a.q = run.q.data(), a.k = run.k.data(), a.g = run.g.data();
+      a.y = run.y.data(), a.scratch = run.scratch.data(), a.scratch_size = run.scratch.size();
+      const auto before = run.y.bits();
+      const char* device = backend.device == T2FW_CUDA ? "cuda" : "hip";
+      expect_error(t2fw_forward(run.plan.get(), &a, nullptr), BAD,
+                   std::string("t2fw_forward: ") + (input ? "v" : "y") +
+                       " points to host memory; expected a pointer to fp32 [B=2,T=40,H=2,D=4] on the " + device);
+      EXPECT_EQ(run.y.bits(), before) << "a declined call wrote something";
+    }
+  run.v = value(managed, x.v), run.y = value(managed), run.saved = Block(managed, run.saved.size());
+  run.forward();
+  if (HasFatalFailure()) return;
+  expect_close("y", run.y.read(), x.y, c.D, tolerance(c.data));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ErrorsOfMemory, testing::ValuesIn(backends()), backend_name);
+
 TEST(ErrorsOfDevice, WithoutItsBackendNamesThePreset) {
   bool cuda = false;
   for (const Backend& b : backends()) cuda = cuda || b.device == T2FW_CUDA;

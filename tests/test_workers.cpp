@@ -49,8 +49,10 @@ void write_digests(const char* path) {
   std::ofstream out(path);
   size_t scratch = 0;
   for (const Backend& backend : backends())
-    for (const auto& [c, cu_seqlens] : problems()) {
+    for (const Problem& problem : problems()) {
       if (backend.device != T2FW_CPU) continue;
+      const Case& c = problem.c;
+      const std::vector<int64_t>& cu_seqlens = problem.cu_seqlens;
       Case states = c;
       states.B = cu_seqlens.empty() ? c.B : static_cast<int64_t>(cu_seqlens.size()) - 1;
       Tensors x = make_inputs(c);

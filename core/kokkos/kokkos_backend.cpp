@@ -126,10 +126,27 @@ class KokkosBackend final : public Backend {
     if constexpr (on_host<Space>) return "";
 #if defined(KOKKOS_ENABLE_CUDA)
     cudaPointerAttributes attributes;
-    if (cudaPointerGetAttributes(&attributes, pointer) != cudaSuccess) return "memory of no CUDA device";
-    if (attributes.type == cudaMemoryTypeUnregistered || attributes.type == cudaMemoryTypeHost) return "host memory";
-    if (attributes.type == cudaMemoryTypeDevice && attributes.device != Kokkos::device_id())
-      return "CUDA device " + std::to_string(attributes.device);
+    if (cudaPointerGetAttributes(&attributes, pointer) != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());  // else the next launch would report it
+      return "memory of no CUDA device";
+    }
+    if (attributes.type == cudaMemoryTypeManaged) return "";
+    if (attributes.type != cudaMemoryTypeDevice) return "host memory";
+    if (attributes.device != Kokkos::device_id()) return "CUDA device " + std::to_string(attributes.device);
+#elif defined(KOKKOS_ENABLE_HIP)
+    hipPointerAttribute_t attributes;
+    if (hipPointerGetAttributes(&attributes, pointer) != hipSuccess) {
+      static_cast<void>(hipGetLastError());  // HIP before 6 calls memory that it did not allocate an error
+      return "host memory";
+    }
+    if (attributes.isManaged) return "";
+#if HIP_VERSION_MAJOR >= 6
+    const hipMemoryType type = attributes.type;
+#else
+    const hipMemoryType type = attributes.memoryType;
+#endif
+    if (type != hipMemoryTypeDevice) return "host memory";
+    if (attributes.device != Kokkos::device_id()) return "HIP device " + std::to_string(attributes.device);
 #endif
     return "";
   }

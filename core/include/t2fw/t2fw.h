@@ -27,6 +27,8 @@
  * Rules that hold for every call:
  * - Execution allocates nothing, waits for nothing, and touches only the memory it is given. On a GPU it is enqueued on
  *   the stream that is passed last; on the CPU it is done when the call returns and the stream must be NULL.
+ * - A GPU plan takes memory of its own GPU and managed memory. Host memory is an error, pinned memory too: a GPU that can
+ *   reach it would fetch every operand over the bus at each pass. So is another GPU's memory, even of a peer.
  * - A plan is immutable: several threads may execute one plan at once, each with buffers of its own.
  * - The same inputs give the same bits.
  * - An error is a status; t2fw_last_error() gives this thread's last message, which names the argument, what came and
@@ -92,7 +94,7 @@ typedef struct t2fw_descriptor {
   t2fw_dtype gate_dtype;  /* of f, g and their gradients: data_dtype, or T2FW_FP32 beside 16-bit data */
   t2fw_dtype state_dtype; /* of every state and its gradient: data_dtype, or T2FW_FP32 beside 16-bit data */
   t2fw_gate f, g;         /* which gates exist and how wide they are */
-  t2fw_device device;     /* where every pointer lives */
+  t2fw_device device;     /* whose memory every pointer is */
   int32_t device_index;   /* ordinal of the GPU; 0 for the CPU */
   const char *backend;    /* "reference", "kokkos", "cuda"; NULL takes the first that accepts. Copied by plan_create */
   int64_t B, T, H, D, K;  /* B, T, H >= 0; D, K >= 1 */
