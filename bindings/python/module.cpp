@@ -204,8 +204,9 @@ PYBIND11_MODULE(_t2fw, m) {
       .def("scratch_size",
            [](const Plan &p, int operation) {
              return t2fw_plan_scratch_size(p.get(), static_cast<t2fw_operation>(operation));
-           })
-      .def("forward", &forward)
-      .def("backward", &backward)
-      .def("step", &step);
+           },
+           py::arg("operation"))
+      .def("forward", &forward, py::arg("addresses"))
+      .def("backward", &backward, py::arg("addresses"))
+      .def("step", &step, py::arg("addresses"));
 }

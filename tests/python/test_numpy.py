@@ -95,6 +95,28 @@ def test_step_is_parallel(rule, where):
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("narrow_state", [False, True])
+@pytest.mark.parametrize("narrow_gates", [False, True])
+@pytest.mark.parametrize("where", ["fresh", "in place", "out"])
+def test_step_in_16_bits(rule, dtype, narrow_state, narrow_gates, where):
+    wide = inputs(3, 1, 2, 37, 20)
+    x = cast(wide, dtype)
+    narrow = x["v"].dtype
+    if narrow_state:
+        x["initial_state"] = x["initial_state"].astype(narrow)
+    if not narrow_gates:
+        x["f"], x["g"] = (wide[n].astype(np.float32) for n in "fg")
+    state = x["initial_state"].copy()
+    out = {"fresh": None, "in place": state, "out": np.empty_like(state)}[where]
+    y, new = step(rule, x, 0, state, out_state=out)
+    want_y, want_state = call(rule, x, loop)
+    assert y.dtype == narrow and new.dtype == x["initial_state"].dtype
+    close(y, want_y[:, 0], dtype)
+    close(new, want_state, dtype if narrow_state else "float32")
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("in_place", [False, True])
 def test_slots(rule, in_place):
     x = inputs(3, 1, 2, 5, 4)
