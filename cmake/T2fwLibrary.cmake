@@ -20,7 +20,8 @@ target_include_directories(t2fw_objects PUBLIC core/include core PRIVATE .)
 target_link_libraries(t2fw_objects PUBLIC Kokkos::kokkos)
 target_compile_definitions(t2fw_objects PUBLIC
   $<$<BOOL:${T2FW_CUDA}>:T2FW_WITH_KOKKOS_CUDA>
-  $<$<BOOL:${T2FW_HIP}>:T2FW_WITH_KOKKOS_HIP>)
+  $<$<BOOL:${T2FW_HIP}>:T2FW_WITH_KOKKOS_HIP>
+  $<$<BOOL:${T2FW_HOST_BLOCKS}>:T2FW_HOST_BLOCKS>)
 set_target_properties(t2fw_objects PROPERTIES
   CXX_VISIBILITY_PRESET hidden CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
 t2fw_set_warnings(t2fw_objects)

@@ -52,7 +52,7 @@ template <class V, class Real>
 KOKKOS_FORCEINLINE_FUNCTION Real dot(const Real* x, const Real* y, int ld) {
   V sum(Real(0));
   for (int c = 0; c < ld; c += lane_count<V>) sum = Kokkos::fma(load<V>(x + c), load<V>(y + c), sum);
-  return simd::reduce(sum, std::plus<>{});
+  return sum_lanes(sum);
 }
 
 KOKKOS_FORCEINLINE_FUNCTION bool upper_half(int t, int l) { return (t & l) != 0; }

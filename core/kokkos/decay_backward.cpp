@@ -2,6 +2,7 @@
 // swapped, and each is a work item of its own: the value side gives d_v, d_f and d_initial_state, the key side d_k, d_g
 // and d_q. States are recomputed, segment by segment, from what forward saved.
 #include "kernels.hpp"
+#include "plain.hpp"
 
 namespace t2fw {
 namespace {
@@ -12,16 +13,27 @@ struct Side {
   int n, tile, tiles;
 };
 
-template <class Space, class Real>
+template <class Real>
 struct DecayBackward {
-  using V = Lanes<Space, Real>;
   Problem p;
   Side side[2];  // value, key
   Operand initial_state, d_final_state, d_initial_state;
   const int64_t* cu_seqlens;
   const Real* checkpoints;  // [slots][H][K][D]
-  Real* entering;           // [workers][interval / C][largest state tile]: the state entering each block of a segment
-  int64_t interval, entering_size;
+  int64_t interval;
+
+  KOKKOS_FUNCTION const Real* checkpoint(const Sequence& s, int64_t start, int64_t h) const {
+    return checkpoints + ((s.slot + start / interval - 1) * p.H + h) * side[0].n * side[1].n;
+  }
+};
+
+template <class Space, class Real>
+struct BlockBackward : DecayBackward<Real> {
+  using V = Lanes<Space, Real>;
+  using Base = DecayBackward<Real>;
+  using Base::p, Base::side, Base::interval;
+  Real* entering;  // [workers][interval / C][largest state tile]: the state entering each block of a segment
+  int64_t entering_size;
 
   struct Tiles {
     Real *state, *d_state, *z, *a, *x, *prefix, *suffix, *scaled, *spread, *from_state, *to_state, *d_z, *d_a, *d_x,
@@ -141,15 +153,14 @@ struct DecayBackward {
   KOKKOS_FUNCTION void recompute(const Team& team, const Tiles& w, const Sequence& s, int64_t n, int64_t h, int which,
                                  int64_t start, int column, int columns, int ld, int ldo, Real* states) const {
     const Side &own = side[which], &other = side[1 - which];
-    const int others = other.n, D = side[0].n, K = side[1].n;
+    const int others = other.n, D = side[0].n;
     if (start == 0) {
-      load_state(team, w.state, others, ld, initial_state, n, h, column, columns, which == 0);
+      load_state(team, w.state, others, ld, this->initial_state, n, h, column, columns, which == 0);
     } else {
-      const Real* const saved = checkpoints + ((s.slot + start / interval - 1) * p.H + h) * D * K;
-      team.for_each(others * ld, [&](int i) {
-        const int o = i / ld, c = i % ld;
+      const Real* const saved = this->checkpoint(s, start, h);
+      team.for_each_of(others, ld, [&](int o, int c) {
         const int64_t at = which == 0 ? static_cast<int64_t>(o) * D + column + c : static_cast<int64_t>(column + c) * D + o;
-        w.state[i] = c < columns ? saved[at] : Real(0);
+        w.state[o * ld + c] = c < columns ? saved[at] : Real(0);
       });
     }
     team.barrier();
@@ -211,8 +222,8 @@ struct DecayBackward {
     Arena<Real> arena(workspace);
     const Tiles w = place(arena, others, ld, ldo);
     Real* const states = entering + worker * entering_size;
-    const Sequence s = sequence_at(p, cu_seqlens, interval, n);
-    load_state(team, w.d_state, others, ld, d_final_state, n, h, column, columns, which == 0);
+    const Sequence s = sequence_at(p, this->cu_seqlens, interval, n);
+    load_state(team, w.d_state, others, ld, this->d_final_state, n, h, column, columns, which == 0);
     for (int64_t start = s.length ? (s.length - 1) / interval * interval : -1; start >= 0; start -= interval) {
       recompute(team, w, s, n, h, which, start, column, columns, ld, ldo, states);
       const int64_t end = s.length < start + interval ? s.length : start + interval;
@@ -221,7 +232,108 @@ struct DecayBackward {
               states + (first - start) / C * others * ld);
     }
     team.barrier();
-    if (which == 0) store_state(team, w.d_state, others, ld, d_initial_state, n, h, column, columns, true);
+    if (which == 0) store_state(team, w.d_state, others, ld, this->d_initial_state, n, h, column, columns, true);
+  }
+};
+
+// A work item is a head of a sequence, both sides together. A run's states are recomputed once more in the cache, a tile
+// at a time: forward through the run, leaving its trail, and back along it.
+template <class Space, class Real>
+struct PlainBackward : DecayBackward<Real> {
+  using V = Lanes<Space, Real>;
+  using Base = DecayBackward<Real>;
+  using Base::p, Base::side, Base::interval;
+  static constexpr int W = lane_count<V>;
+
+  struct Tiles {
+    Real *d_state, *v, *f, *d_y, *d_v, *d_f, *q, *k, *g, *d_q, *d_k, *d_g, *trail, *partial, *entering;
+  };
+
+  // entering: the state before each run of a segment.
+  static Tiles place(Arena<Real>& r, int K, int ld, int ldk, int runs) {
+    const int n = C * ld, m = C * ldk, tile = plain::MK * plain::NV * W;
+    return {r.take(K * ld), r.take(n), r.take(n), r.take(n), r.take(n), r.take(n), r.take(m), r.take(m),
+            r.take(m), r.take(m), r.take(m), r.take(m), r.take((C + 1) * tile), r.take(C * plain::MK * 3 * W),
+            r.take(runs * K * ld)};
+  }
+
+  // The sources and gates of a window; `advance` needs no more.
+  template <class Team>
+  plain::Run<Real> load_run(const Team& team, const Tiles& w, const Window& value, const Window& key, int ld) const {
+    load_tile(team, w.v, value.count, ld, side[0].z, value, Real(0), Real(0));
+    load_tile(team, w.f, value.count, ld, side[0].a, value, Real(1), Real(1));
+    load_tile(team, w.k, key.count, side[1].n, side[1].z, key, Real(0), Real(0));
+    load_tile(team, w.g, key.count, side[1].n, side[1].a, key, Real(1), Real(1));
+    return {w.v, w.f, w.q, w.k, w.g, value.count, ld, side[1].n};
+  }
+
+  template <class Team>
+  void recompute(const Team& team, const Tiles& w, const Sequence& s, int64_t n, int64_t h, int64_t start, int64_t end,
+                 int ld) const {
+    const int D = side[0].n, K = side[1].n;
+    if (start == 0) load_state(team, w.entering, K, ld, this->initial_state, n, h, 0, D, true);
+    else
+      for (int j = 0; j < K; ++j) {
+        Real* const row = w.entering + j * ld;
+        std::copy_n(this->checkpoint(s, start, h) + static_cast<int64_t>(j) * D, D, row);
+        std::fill(row + D, row + ld, Real(0));
+      }
+    Real* state = w.entering;
+    for (int64_t first = start; first + C < end; first += C) {
+      const auto run = load_run(team, w, block_window(s, h, first, 0, D), block_window(s, h, first, 0, K), ld);
+      std::copy_n(state, K * ld, state + K * ld);
+      state += K * ld;
+      plain::advance_all<plain::Keep::state, V>(run, K, state, static_cast<Real*>(nullptr));
+    }
+  }
+
+  void back(const plain::Run<Real>& run, const Tiles& w, Real* state) const {
+    const plain::Retreat<Real> b{w.d_y, w.trail, w.d_v, w.d_f, w.partial};
+    plain::for_each_tile<V>(side[1].n, run.ld, [&](auto keys, auto vectors, int d, int j) {
+      plain::advance<plain::Keep::trail, keys(), vectors(), V>(run, d, j, state, static_cast<Real*>(nullptr), w.trail);
+      plain::retreat<keys(), vectors(), V>(run, b, d, j, d == 0, w.d_state);
+      if (d + vectors() * W < run.ld) return;
+      for (int t = 0; t < run.tokens; ++t) {
+        Real sum[keys() * 3];
+        plain::sum_rows<keys() * 3, W>(w.partial + t * keys() * 3 * W, sum);
+        for (int a = 0; a < keys(); ++a) {
+          const int e = t * run.ldk + j + a;
+          w.d_q[e] = sum[a * 3];
+          w.d_k[e] = sum[a * 3 + 1];
+          w.d_g[e] = sum[a * 3 + 2];
+        }
+      }
+    });
+  }
+
+  template <class Team>
+  void operator()(const Team& team, int64_t item, int, char* workspace) const {
+    const Side &values = side[0], &keys = side[1];
+    const int D = values.n, K = keys.n, ld = Shape<Space, Real>::padded(D);
+    Arena<Real> arena(workspace);
+    const Tiles w = place(arena, K, ld, K, 0);
+    const int64_t h = item % p.H, n = item / p.H;
+    const Sequence s = sequence_at(p, this->cu_seqlens, interval, n);
+    load_state(team, w.d_state, K, ld, this->d_final_state, n, h, 0, D, true);
+    for (int64_t start = s.length ? (s.length - 1) / interval * interval : -1; start >= 0; start -= interval) {
+      const int64_t end = std::min(s.length, start + interval);
+      recompute(team, w, s, n, h, start, end, ld);
+      for (int64_t first = start + (end - start - 1) / C * C; first >= start; first -= C) {
+        const Window value = block_window(s, h, first, 0, D), key = block_window(s, h, first, 0, K);
+        const auto run = load_run(team, w, value, key, ld);
+        load_tile(team, w.d_y, value.count, ld, values.x, value, Real(0), Real(0));
+        load_tile(team, w.q, key.count, K, keys.x, key, Real(0), Real(0));
+        std::fill_n(w.d_v, value.count * ld, Real(0));
+        std::fill_n(w.d_f, value.count * ld, Real(0));
+        back(run, w, w.entering + (first - start) / C * K * ld);
+        store_tile(team, w.d_v, ld, values.d_z, value);
+        store_tile(team, w.d_f, ld, values.d_a, value);
+        store_tile(team, w.d_k, K, keys.d_z, key);
+        store_tile(team, w.d_g, K, keys.d_a, key);
+        store_tile(team, w.d_q, K, keys.d_x, key);
+      }
+    }
+    store_state(team, w.d_state, K, ld, this->d_initial_state, n, h, 0, D, true);
   }
 };
 
@@ -233,24 +345,29 @@ int side_tile(int n, t2fw_gate gate) {
 template <class Space, class Real>
 struct BackwardSpread {
   Spread team;
-  size_t entering;  // elements a worker
+  size_t entering;  // elements a worker, beside its workspace
 };
 
 template <class Space, class Real>
 BackwardSpread<Space, Real> decay_backward_spread(const Problem& p) {
   using S = Shape<Space, Real>;
   const int n[2] = {static_cast<int>(p.D), static_cast<int>(p.K)};
+  const int runs = static_cast<int>(std::min(checkpoint_interval(p), (p.T + C - 1) / C * C) / C);
+  if constexpr (!block_form<Space>) {
+    Arena<Real> arena;
+    PlainBackward<Space, Real>::place(arena, n[1], S::padded(n[0]), n[1], runs);
+    return {spread<Space>(sequence_count(p) * p.H, arena.bytes()), 0};
+  }
   const int tile[2] = {side_tile<Space>(n[0], p.f), side_tile<Space>(n[1], p.g)};
   size_t workspace = 0, state = 0;
   for (int i = 0; i < 2; ++i) {
     Arena<Real> arena;
-    DecayBackward<Space, Real>::place(arena, n[1 - i], S::padded(tile[i]), S::padded(n[1 - i]));
+    BlockBackward<Space, Real>::place(arena, n[1 - i], S::padded(tile[i]), S::padded(n[1 - i]));
     workspace = std::max(workspace, arena.bytes());
     state = std::max(state, static_cast<size_t>(n[1 - i]) * S::padded(tile[i]));
   }
   const int64_t each = S::tiles(n[0], tile[0]) + S::tiles(n[1], tile[1]);
-  const int64_t longest = std::min(checkpoint_interval(p), (p.T + C - 1) / C * C);
-  return {spread<Space>(sequence_count(p) * p.H * each, workspace), state * static_cast<size_t>(longest / C)};
+  return {spread<Space>(sequence_count(p) * p.H * each, workspace), state * static_cast<size_t>(runs)};
 }
 
 }  // namespace
@@ -268,7 +385,7 @@ void decay_backward(const Space& space, const Problem& p, const t2fw_backward_ar
   const auto s = decay_backward_spread<Space, Real>(p);
   const auto data = p.data_dtype, gate = p.gate_dtype;
   const int64_t f = gate_width(p.f, p.D), g = gate_width(p.g, p.K);
-  const DecayBackward<Space, Real> kernel{
+  const DecayBackward<Real> operands{
       p,
       {{Operand(a.v, data, D, p.v_strides), Operand(a.f, gate, f, p.f_strides), Operand(a.d_y, data, D, p.d_y_strides),
         Operand(a.d_v, data, D, p.d_v_strides), Operand(a.d_f, gate, f, p.d_f_strides), Operand(), D, v_tile,
@@ -279,10 +396,14 @@ void decay_backward(const Space& space, const Problem& p, const t2fw_backward_ar
       Operand(a.initial_state, p.state_dtype, K, p.initial_state_strides),
       Operand(a.d_final_state, p.state_dtype, K, p.d_final_state_strides),
       Operand(a.d_initial_state, p.state_dtype, K, p.d_initial_state_strides),
-      a.cu_seqlens, static_cast<const Real*>(a.saved),
-      reinterpret_cast<Real*>(static_cast<char*>(a.scratch) + s.team.scratch()), checkpoint_interval(p),
-      static_cast<int64_t>(s.entering)};
-  run("t2fw::decay_backward", space, s.team, a.scratch, kernel);
+      a.cu_seqlens, static_cast<const Real*>(a.saved), checkpoint_interval(p)};
+  if constexpr (block_form<Space>) {
+    Real* const entering = reinterpret_cast<Real*>(static_cast<char*>(a.scratch) + s.team.scratch());
+    run("t2fw::decay_backward", space, s.team, a.scratch,
+        BlockBackward<Space, Real>{operands, entering, static_cast<int64_t>(s.entering)});
+  } else {
+    run("t2fw::decay_backward", space, s.team, a.scratch, PlainBackward<Space, Real>{operands});
+  }
 }
 
 #define INSTANTIATE(Space, Real)                                    \

@@ -1,18 +1,37 @@
-// decay: S_t = (f_t (x) g_t) o S_{t-1} + v_t (x) k_t, y_t = S_t q_t, block by block (recurrences.md: decay_block).
+// decay: S_t = (f_t (x) g_t) o S_{t-1} + v_t (x) k_t, y_t = S_t q_t: block by block on a device (recurrences.md:
+// decay_block), token by token on a host, where a tile of the state fits the registers.
 #include "kernels.hpp"
+#include "plain.hpp"
 
 namespace t2fw {
 namespace {
 
-template <class Space, class Real>
+template <class Real>
 struct DecayForward {
-  using V = Lanes<Space, Real>;
   Problem p;
   Operand v, f, q, k, g, y, initial_state, final_state;
   const int64_t* cu_seqlens;
   Real* checkpoints;  // [slots][H][K][D], or NULL
   int64_t interval;
   int D, K, tile, tiles;
+
+  // Columns column .. column + columns - 1 of the state before token `first`, where a segment starts.
+  template <class Team>
+  KOKKOS_FUNCTION void checkpoint(const Team& team, const Sequence& s, int64_t first, int64_t h, const Real* state,
+                                  int ld, int column, int columns) const {
+    if (!checkpoints || !first || first % interval) return;
+    Real* const saved = checkpoints + ((s.slot + first / interval - 1) * p.H + h) * D * K;
+    team.for_each_of(K, columns, [&](int j, int c) {
+      saved[static_cast<int64_t>(j) * D + column + c] = state[j * ld + c];
+    });
+  }
+};
+
+template <class Space, class Real>
+struct BlockForward : DecayForward<Real> {
+  using V = Lanes<Space, Real>;
+  using Base = DecayForward<Real>;
+  using Base::p, Base::v, Base::f, Base::q, Base::k, Base::g, Base::y, Base::D, Base::K, Base::tile, Base::tiles;
 
   struct Tiles {
     Real *state, *v, *f, *y, *f_prefix, *f_suffix, *v_scaled, *q, *k, *g, *g_prefix, *g_suffix, *qk_scaled, *scores;
@@ -76,16 +95,11 @@ struct DecayForward {
     const Tiles w = place(arena, K, ld, ldk);
     const int column = static_cast<int>(item % tiles) * tile, columns = D - column < tile ? D - column : tile;
     const int64_t h = item / tiles % p.H, n = item / tiles / p.H;
-    const Sequence s = sequence_at(p, cu_seqlens, interval, n);
-    load_state(team, w.state, K, ld, initial_state, n, h, column, columns, true);
+    const Sequence s = sequence_at(p, this->cu_seqlens, this->interval, n);
+    load_state(team, w.state, K, ld, this->initial_state, n, h, column, columns, true);
     team.barrier();
     for (int64_t first = 0; first < s.length; first += C) {
-      if (checkpoints && first && first % interval == 0) {
-        Real* const saved = checkpoints + ((s.slot + first / interval - 1) * p.H + h) * D * K;
-        team.for_each(K * columns, [&](int i) {
-          saved[static_cast<int64_t>(i / columns) * D + column + i % columns] = w.state[i / columns * ld + i % columns];
-        });
-      }
+      this->checkpoint(team, s, first, h, w.state, ld, column, columns);
       const Window own = block_window(s, h, first, column, columns), other = block_window(s, h, first, 0, K);
       load_tile(team, w.v, C, ld, v, own, Real(0), Real(0));
       load_tile(team, w.f, C, ld, f, own, Real(1), Real(1));
@@ -97,18 +111,60 @@ struct DecayForward {
       store_tile(team, w.y, ld, y, own);
       team.barrier();
     }
-    store_state(team, w.state, K, ld, final_state, n, h, column, columns, true);
+    store_state(team, w.state, K, ld, this->final_state, n, h, column, columns, true);
+  }
+};
+
+// A work item is a head of a sequence.
+template <class Space, class Real>
+struct PlainForward : DecayForward<Real> {
+  using V = Lanes<Space, Real>;
+  using Base = DecayForward<Real>;
+  using Base::p, Base::v, Base::f, Base::q, Base::k, Base::g, Base::y, Base::D, Base::K;
+
+  struct Tiles {
+    Real *state, *v, *f, *y, *q, *k, *g;
+  };
+
+  static Tiles place(Arena<Real>& a, int K, int ld, int ldk) {
+    const int n = C * ld, m = C * ldk;
+    return {a.take(K * ld), a.take(n), a.take(n), a.take(n), a.take(m), a.take(m), a.take(m)};
+  }
+
+  template <class Team>
+  void operator()(const Team& team, int64_t item, int, char* workspace) const {
+    const int ld = Shape<Space, Real>::padded(D);
+    Arena<Real> arena(workspace);
+    const Tiles w = place(arena, K, ld, K);
+    const int64_t h = item % p.H, n = item / p.H;
+    const Sequence s = sequence_at(p, this->cu_seqlens, this->interval, n);
+    load_state(team, w.state, K, ld, this->initial_state, n, h, 0, D, true);
+    for (int64_t first = 0; first < s.length; first += C) {
+      this->checkpoint(team, s, first, h, w.state, ld, 0, D);
+      const Window value = block_window(s, h, first, 0, D), key = block_window(s, h, first, 0, K);
+      load_tile(team, w.v, value.count, ld, v, value, Real(0), Real(0));
+      load_tile(team, w.f, value.count, ld, f, value, Real(1), Real(1));
+      load_tile(team, w.q, key.count, K, q, key, Real(0), Real(0));
+      load_tile(team, w.k, key.count, K, k, key, Real(0), Real(0));
+      load_tile(team, w.g, key.count, K, g, key, Real(1), Real(1));
+      std::fill_n(w.y, value.count * ld, Real(0));
+      const plain::Run<Real> run{w.v, w.f, w.q, w.k, w.g, value.count, ld, K};
+      plain::advance_all<plain::Keep::output, V>(run, K, w.state, w.y);
+      store_tile(team, w.y, ld, y, value);
+    }
+    store_state(team, w.state, K, ld, this->final_state, n, h, 0, D, true);
   }
 };
 
 template <class Space, class Real>
+using ForwardKernel = std::conditional_t<block_form<Space>, BlockForward<Space, Real>, PlainForward<Space, Real>>;
+
+template <class Space, class Real>
 Spread decay_forward_spread(const Problem& p) {
-  using Kernel = DecayForward<Space, Real>;
   const int D = static_cast<int>(p.D), K = static_cast<int>(p.K), tile = own_tile<Space>(D, false);
   Arena<Real> arena;
-  Kernel::place(arena, K, Shape<Space, Real>::padded(tile), Shape<Space, Real>::padded(K));
-  return spread<Space>(sequence_count(p) * p.H * Shape<Space, Real>::tiles(D, tile),
-                       arena.bytes());
+  ForwardKernel<Space, Real>::place(arena, K, Shape<Space, Real>::padded(tile), Shape<Space, Real>::padded(K));
+  return spread<Space>(sequence_count(p) * p.H * Shape<Space, Real>::tiles(D, tile), arena.bytes());
 }
 
 }  // namespace
@@ -122,7 +178,7 @@ Sizes decay_forward_sizes(const Problem& p) {
 template <class Space, class Real>
 void decay_forward(const Space& space, const Problem& p, const t2fw_forward_args& a) {
   const int D = static_cast<int>(p.D), K = static_cast<int>(p.K), tile = own_tile<Space>(D, false);
-  const DecayForward<Space, Real> kernel{
+  const ForwardKernel<Space, Real> kernel{{
       p,
       Operand(a.v, p.data_dtype, D, p.v_strides),
       Operand(a.f, p.gate_dtype, gate_width(p.f, D), p.f_strides),
@@ -132,7 +188,7 @@ void decay_forward(const Space& space, const Problem& p, const t2fw_forward_args
       Operand(a.y, p.data_dtype, D, p.y_strides),
       Operand(a.initial_state, p.state_dtype, K, p.initial_state_strides),
       Operand(a.final_state, p.state_dtype, K, p.final_state_strides),
-      a.cu_seqlens, static_cast<Real*>(a.saved), checkpoint_interval(p), D, K, tile, Shape<Space, Real>::tiles(D, tile)};
+      a.cu_seqlens, static_cast<Real*>(a.saved), checkpoint_interval(p), D, K, tile, Shape<Space, Real>::tiles(D, tile)}};
   run("t2fw::decay_forward", space, decay_forward_spread<Space, Real>(p), a.scratch, kernel);
 }
 

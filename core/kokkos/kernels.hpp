@@ -15,6 +15,16 @@ struct Shape {
   KOKKOS_FUNCTION static constexpr int tiles(int n, int tile) { return (n + tile - 1) / tile; }
 };
 
+// A host takes decay token by token, its tile of the state in registers; a device takes it block by block. The build
+// option T2FW_HOST_BLOCKS gives the host the block form too, so that machines without a GPU can test it.
+#if defined(T2FW_HOST_BLOCKS)
+template <class Space>
+inline constexpr bool block_form = true;
+#else
+template <class Space>
+inline constexpr bool block_form = !on_host<Space>;
+#endif
+
 // Columns of its own side that a work item takes. A gate that is one value a token and head has a gradient that sums
 // over the whole side, so that side stays whole.
 template <class Space>

@@ -1,6 +1,8 @@
 // What is read and written: operands of any dtype and stride, brought into tiles of the working precision and back.
 #pragma once
 
+#include <cstring>
+
 #include "half.hpp"
 #include "problem.hpp"
 #include "team.hpp"
@@ -47,14 +49,22 @@ KOKKOS_INLINE_FUNCTION void store_element(Real value, char* row, t2fw_dtype dtyp
   }
 }
 
-// Calls body(column) with the dtype fixed outside the loop, so that a host compiler vectorises each of the four.
-template <class Body>
-KOKKOS_INLINE_FUNCTION void by_dtype(t2fw_dtype dtype, int columns, const Body& body) {
+// A host's rows, the dtype fixed outside the loop.
+template <class Real>
+KOKKOS_INLINE_FUNCTION void load_row(Real* to, const char* from, t2fw_dtype dtype, int columns) {
   switch (dtype) {
-    case T2FW_FP64: for (int c = 0; c < columns; ++c) body(T2FW_FP64, c); return;
-    case T2FW_FP32: for (int c = 0; c < columns; ++c) body(T2FW_FP32, c); return;
-    case T2FW_FP16: for (int c = 0; c < columns; ++c) body(T2FW_FP16, c); return;
-    default: for (int c = 0; c < columns; ++c) body(T2FW_BF16, c); return;
+    case T2FW_FP16: for (int c = 0; c < columns; ++c) to[c] = load_element<Real>(from, T2FW_FP16, c); return;
+    case T2FW_BF16: for (int c = 0; c < columns; ++c) to[c] = load_element<Real>(from, T2FW_BF16, c); return;
+    default: memcpy(to, from, static_cast<size_t>(columns) * sizeof(Real)); return;  // Real is fp64 or fp32 data's own
+  }
+}
+
+template <class Real>
+KOKKOS_INLINE_FUNCTION void store_row(const Real* from, char* to, t2fw_dtype dtype, int columns) {
+  switch (dtype) {
+    case T2FW_FP16: for (int c = 0; c < columns; ++c) store_element(from[c], to, T2FW_FP16, c); return;
+    case T2FW_BF16: for (int c = 0; c < columns; ++c) store_element(from[c], to, T2FW_BF16, c); return;
+    default: memcpy(to, from, static_cast<size_t>(columns) * sizeof(Real)); return;
   }
 }
 
@@ -78,7 +88,7 @@ KOKKOS_INLINE_FUNCTION void load_tile(const Team& team, Real* tile, int rows, in
         for (int c = 0; c < columns; ++c) to[c] = value;
       } else if (columns) {
         const char* const from = x.at(w.b, w.first + r, w.h) + static_cast<size_t>(w.column) * bytes_of(x.dtype);
-        by_dtype(x.dtype, columns, [&](t2fw_dtype dtype, int c) { to[c] = load_element<Real>(from, dtype, c); });
+        load_row(to, from, x.dtype, columns);
       }
       for (int c = columns; c < ld; ++c) to[c] = c < w.columns ? absent : padding;
     }
@@ -107,7 +117,7 @@ KOKKOS_INLINE_FUNCTION void store_tile(const Team& team, const Real* tile, int l
     for (int r = 0; r < w.count; ++r) {
       const Real* const from = tile + r * ld;
       char* const to = x.at(w.b, w.first + r, w.h) + static_cast<size_t>(w.column) * bytes_of(x.dtype);
-      by_dtype(x.dtype, w.columns, [&](t2fw_dtype dtype, int c) { store_element(from[c], to, dtype, c); });
+      store_row(from, to, x.dtype, w.columns);
     }
   } else {
     team.for_each(w.count * w.columns, [&](int i) {
@@ -121,13 +131,12 @@ KOKKOS_INLINE_FUNCTION void store_tile(const Team& team, const Real* tile, int l
 template <class Team, class Real>
 KOKKOS_INLINE_FUNCTION void load_state(const Team& team, Real* tile, int others, int ld, const Operand& x, int64_t b,
                                        int64_t h, int column, int columns, bool transposed) {
-  team.for_each(others * ld, [&](int i) {
-    const int o = i / ld, c = i % ld;
+  team.for_each_of(others, ld, [&](int o, int c) {
     Real value = 0;
     if (x.width && c < columns)
       value = transposed ? load_element<Real>(x.at(b, column + c, h), x.dtype, o)
                          : load_element<Real>(x.at(b, o, h), x.dtype, column + c);
-    tile[i] = value;
+    tile[o * ld + c] = value;
   });
 }
 
@@ -135,8 +144,7 @@ template <class Team, class Real>
 KOKKOS_INLINE_FUNCTION void store_state(const Team& team, const Real* tile, int others, int ld, const Operand& x,
                                         int64_t b, int64_t h, int column, int columns, bool transposed) {
   if (!x.width) return;
-  team.for_each(others * columns, [&](int i) {
-    const int o = i / columns, c = i % columns;
+  team.for_each_of(others, columns, [&](int o, int c) {
     const Real value = tile[o * ld + c];
     if (transposed) store_element(value, x.at(b, column + c, h), x.dtype, o);
     else store_element(value, x.at(b, o, h), x.dtype, column + c);

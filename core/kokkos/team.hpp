@@ -19,7 +19,7 @@ template <class Space, class Real>
 using Lanes = simd::basic_simd<Real, simd::simd_abi::scalar>;
 #else
 template <class Space, class Real>
-using Lanes = simd::simd<Real>;
+using Lanes = simd::simd<Real, simd::simd<double>::size() * (sizeof(double) / sizeof(Real))>;  // whole registers
 #endif
 
 template <class V>
@@ -35,12 +35,28 @@ KOKKOS_FORCEINLINE_FUNCTION void store(const V& value, Real* to) {
   value.copy_to(to, simd::simd_flag_default);
 }
 
+// By halves, in a fixed order (Kokkos' own reduction takes the lanes out one by one).
+template <class V>
+KOKKOS_FORCEINLINE_FUNCTION typename V::value_type sum_lanes(const V& value) {
+  constexpr int W = lane_count<V>;
+  alignas(64) typename V::value_type lane[W];
+  store(value, lane);
+  for (int half = W / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
 struct HostTeam {
   static constexpr bool is_host = true;
   KOKKOS_FORCEINLINE_FUNCTION void barrier() const {}
   template <class Body>
   KOKKOS_FORCEINLINE_FUNCTION void for_each(int n, const Body& body) const {
     for (int i = 0; i < n; ++i) body(i);
+  }
+  template <class Body>
+  KOKKOS_FORCEINLINE_FUNCTION void for_each_of(int rows, int columns, const Body& body) const {
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < columns; ++c) body(r, c);
   }
 };
 
@@ -54,6 +70,10 @@ struct DeviceTeam {
   template <class Body>
   KOKKOS_FORCEINLINE_FUNCTION void for_each(int n, const Body& body) const {
     for (int i = rank; i < n; i += size) body(i);
+  }
+  template <class Body>
+  KOKKOS_FORCEINLINE_FUNCTION void for_each_of(int rows, int columns, const Body& body) const {
+    for_each(rows * columns, [&](int i) { body(i / columns, i % columns); });
   }
 };
 

@@ -9,6 +9,13 @@ from common import GATES, SHAPES, close, inputs
 
 RULES = {"decay": ("v", "f", "q", "k", "g"), "delta": ("q", "k", "v")}
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
+GPU = torch.cuda.is_available() and any("cuda" in b or "hip" in b for b in t2fw.backends())
+
+
+@pytest.fixture(params=["cpu", "cuda"] if GPU else ["cpu"], autouse=True)
+def device(request):
+    with torch.device(request.param):
+        yield request.param
 
 
 def tensors(x, dtype="float64", grad=True):
@@ -19,7 +26,7 @@ def tensors(x, dtype="float64", grad=True):
 
 
 def wide(a):
-    return None if a is None else a.detach().double().numpy()
+    return None if a is None else a.detach().double().cpu().numpy()
 
 
 def call(rule, x, module=t2fw, **more):
@@ -177,9 +184,9 @@ def test_compile_step(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_autocast(rule):
+def test_autocast(rule, device):
     x = tensors(inputs(2, 9, 2, 3, 4), "float32")
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         y, final = call(rule, x)
     assert y.dtype == torch.bfloat16 and final.dtype == torch.float32
     rounded = {n: wide(a.bfloat16() if n in "vqk" else a) for n, a in x.items()}
