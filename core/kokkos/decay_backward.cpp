@@ -281,16 +281,16 @@ struct PlainBackward : DecayBackward<Real> {
     Real* state = w.entering;
     for (int64_t first = start; first + C < end; first += C) {
       const auto run = load_run(team, w, block_window(s, h, first, 0, D), block_window(s, h, first, 0, K), ld);
-      std::copy_n(state, K * ld, state + K * ld);
+      Real* const before = state;
       state += K * ld;
-      plain::advance_all<plain::Keep::state, V>(run, K, state, static_cast<Real*>(nullptr));
+      plain::advance_all<plain::Keep::state, V>(run, K, before, state, static_cast<Real*>(nullptr), [](int) {});
     }
   }
 
   void back(const plain::Run<Real>& run, const Tiles& w, Real* state) const {
     const plain::Retreat<Real> b{w.d_y, w.trail, w.d_v, w.d_f, w.partial};
     plain::for_each_tile<V>(side[1].n, run.ld, [&](auto keys, auto vectors, int d, int j) {
-      plain::advance<plain::Keep::trail, keys(), vectors(), V>(run, d, j, state, static_cast<Real*>(nullptr), w.trail);
+      plain::advance<plain::Keep::trail, keys(), vectors(), V>(run, d, j, state, state, static_cast<Real*>(nullptr), w.trail);
       plain::retreat<keys(), vectors(), V>(run, b, d, j, d == 0, w.d_state);
       if (d + vectors() * W < run.ld) return;
       for (int t = 0; t < run.tokens; ++t) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "block.hpp"
+#include "checkpoints.hpp"
 
 namespace t2fw {
 
@@ -30,24 +31,6 @@ inline constexpr bool block_form = !on_host<Space>;
 template <class Space>
 int own_tile(int n, bool whole) {
   return on_host<Space> || whole || n < 64 ? n : 64;
-}
-
-// Tokens between two saved states: the saved bytes stay below a quarter of the inputs'.
-inline int64_t checkpoint_interval(const Problem& p) {
-  const int64_t state = p.D * p.K * static_cast<int64_t>(p.data_dtype == T2FW_FP64 ? 8 : 4);
-  const int64_t token = (p.D + 2 * p.K) * static_cast<int64_t>(bytes_of(p.data_dtype)) +
-                        (gate_width(p.f, p.D) + gate_width(p.g, p.K)) * static_cast<int64_t>(bytes_of(p.gate_dtype));
-  int64_t interval = C;
-  while (interval * token < 4 * state) interval *= 2;
-  return interval;
-}
-
-// Saved states: those at the starts of the 2nd, 3rd, .. segment of a sequence. Packed sequence n has its first slot at
-// cu_seqlens[n] / interval + n, which leaves room for all of its segments whatever the lengths are.
-inline int64_t checkpoint_slots(const Problem& p) {
-  const int64_t interval = checkpoint_interval(p);
-  if (p.sequences) return p.T / interval + p.sequences;
-  return p.T ? p.B * ((p.T - 1) / interval) : 0;
 }
 
 // Where a sequence's tokens and saved states lie.

@@ -103,6 +103,14 @@ KOKKOS_INLINE_FUNCTION void load_tile(const Team& team, Real* tile, int rows, in
   }
 }
 
+// Asks a host's memory for row r of a window before it is needed: rows lie too far apart for it to guess.
+inline void prefetch_row(const Operand& x, const Window& w, int r) {
+  if (!x.width || r >= w.count) return;
+  const int64_t bytes = static_cast<int64_t>(bytes_of(x.dtype)) * (x.width == 1 ? 1 : w.columns);
+  const char* const row = x.at(w.b, w.first + r, w.h);
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+}
+
 // The inverse: writes the window of an operand. An operand of width 1 takes the sum over the columns.
 template <class Team, class Real>
 KOKKOS_INLINE_FUNCTION void store_tile(const Team& team, const Real* tile, int ld, const Operand& x, const Window& w) {

@@ -26,13 +26,14 @@ struct Run {
 
 enum class Keep { output, state, trail };  // y; only the state; the state before each token and after the last
 
-// Takes the tile at value d, key j through the run. output: y[t] gains S_t q_t. trail: [tokens + 1][keys * vectors].
+// Takes the tile at value d, key j through the run, out of one state into another or the same. output: y[t] gains
+// S_t q_t. trail: [tokens + 1][keys * vectors].
 template <Keep keep, int keys, int vectors, class V, class Real>
-inline void advance(const Run<Real>& r, int d, int j, Real* state, Real* y, Real* trail) {
+inline void advance(const Run<Real>& r, int d, int j, const Real* from, Real* to, Real* y, Real* trail) {
   constexpr int W = lane_count<V>;
   V S[keys][vectors];
   T2FW_UNROLL for (int a = 0; a < keys; ++a)
-    T2FW_UNROLL for (int c = 0; c < vectors; ++c) S[a][c] = load<V>(state + (j + a) * r.ld + d + c * W);
+    T2FW_UNROLL for (int c = 0; c < vectors; ++c) S[a][c] = load<V>(from + (j + a) * r.ld + d + c * W);
   for (int t = 0; t < r.tokens; ++t) {
     const Real *const v_t = r.v + t * r.ld + d, *const f_t = r.f + t * r.ld + d;
     const Real *const q_t = r.q + t * r.ldk + j, *const k_t = r.k + t * r.ldk + j, *const g_t = r.g + t * r.ldk + j;
@@ -56,7 +57,7 @@ inline void advance(const Run<Real>& r, int d, int j, Real* state, Real* y, Real
   T2FW_UNROLL for (int a = 0; a < keys; ++a)
     T2FW_UNROLL for (int c = 0; c < vectors; ++c) {
       if constexpr (keep == Keep::trail) store(S[a][c], trail + ((r.tokens * keys + a) * vectors + c) * W);
-      store(S[a][c], state + (j + a) * r.ld + d + c * W);
+      store(S[a][c], to + (j + a) * r.ld + d + c * W);
     }
 }
 
@@ -129,11 +130,13 @@ inline void for_each_tile(int K, int ld, const Body& body) {
   for (; j < K; ++j) columns(std::integral_constant<int, 1>{}, j);
 }
 
-// Takes the whole state through the run.
-template <Keep keep, class V, class Real>
-inline void advance_all(const Run<Real>& r, int K, Real* state, Real* y) {
+// Takes the whole state through the run. between(i) is called before the i-th tile: time to fetch what comes next.
+template <Keep keep, class V, class Real, class Between>
+inline void advance_all(const Run<Real>& r, int K, const Real* from, Real* to, Real* y, const Between& between) {
+  int i = 0;
   for_each_tile<V>(K, r.ld, [&](auto keys, auto vectors, int d, int j) {
-    advance<keep, keys(), vectors(), V>(r, d, j, state, y, static_cast<Real*>(nullptr));
+    between(i++);
+    advance<keep, keys(), vectors(), V>(r, d, j, from, to, y, static_cast<Real*>(nullptr));
   });
 }
 

@@ -1,0 +1,27 @@
+// The states of decay that cross from forward to backward, shared by the backends so that one may take the other's.
+#pragma once
+
+#include "problem.hpp"
+
+namespace t2fw {
+
+// Tokens between two saved states, a multiple of 16: the saved bytes stay below a quarter of the inputs'.
+inline int64_t checkpoint_interval(const Problem& p) {
+  const int64_t state = p.D * p.K * static_cast<int64_t>(p.data_dtype == T2FW_FP64 ? 8 : 4);
+  const int64_t token = (p.D + 2 * p.K) * static_cast<int64_t>(bytes_of(p.data_dtype)) +
+                        (gate_width(p.f, p.D) + gate_width(p.g, p.K)) * static_cast<int64_t>(bytes_of(p.gate_dtype));
+  int64_t interval = 16;
+  while (interval * token < 4 * state) interval *= 2;
+  return interval;
+}
+
+// Saved states, [slots][H][K][D] in fp32 (fp64 beside fp64 data): those at the starts of the 2nd, 3rd, .. segment of a
+// sequence. Row b of a batch has its first slot at b ((T - 1) / interval); packed sequence n at
+// cu_seqlens[n] / interval + n, which leaves room for all of its segments whatever the lengths are.
+inline int64_t checkpoint_slots(const Problem& p) {
+  const int64_t interval = checkpoint_interval(p);
+  if (p.sequences) return p.T / interval + p.sequences;
+  return p.T ? p.B * ((p.T - 1) / interval) : 0;
+}
+
+}  // namespace t2fw
