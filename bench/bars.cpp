@@ -27,7 +27,7 @@ double median_seconds(const std::string& name, int threads) {
   const std::string self = std::filesystem::read_symlink("/proc/self/exe");
   const std::string command =
       "OMP_NUM_THREADS=" + std::to_string(threads) + " '" + self + "' --benchmark_filter='^cpu/kokkos/" + name +
-      "/real_time$' --benchmark_format=csv --benchmark_repetitions=7 --benchmark_min_time=0.2 2>/dev/null";
+      "/manual_time$' --benchmark_format=csv --benchmark_repetitions=7 --benchmark_min_time=0.2 2>/dev/null";
   const std::unique_ptr<FILE, int (*)(FILE*)> rows(popen(command.c_str(), "r"), pclose);
   double microseconds = 0;
   for (char row[4096]; rows && fgets(row, sizeof row, rows.get());)

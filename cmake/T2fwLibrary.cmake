@@ -16,6 +16,13 @@ add_library(t2fw_objects OBJECT
   backends/registry.cpp
   backends/reference/reference.cpp
   ${t2fw_kokkos_sources})
+if(T2FW_CUDA)
+  target_sources(t2fw_objects PRIVATE
+    backends/cuda/cuda_backend.cpp
+    backends/cuda/decay_backward.cu
+    backends/cuda/decay_forward.cu
+    backends/cuda/launch.cu)
+endif()
 target_include_directories(t2fw_objects PUBLIC core/include core PRIVATE .)
 target_link_libraries(t2fw_objects PUBLIC Kokkos::kokkos)
 target_compile_definitions(t2fw_objects PUBLIC

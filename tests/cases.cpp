@@ -69,6 +69,10 @@ const std::vector<Case>& all_cases() {
       decay(BF16, F32, BF16, FULL, FULL, 1, 17, 2, 16, 96, Mixed),
       decay(BF16, BF16, BF16, FULL, FULL, 2, 2, 2, 16, 3, Mixed),
       decay(BF16, F32, F32, FULL, FULL, 1, 16, 1, 256, 256, Sigmoid),
+      // long enough to be cut into segments where heads are few
+      decay(BF16, BF16, F32, FULL, FULL, 2, 1000, 2, 64, 64, Sigmoid),
+      decay(BF16, F32, F32, FULL, FULL, 1, 1027, 1, 96, 128, Slow),
+      decay(F16, F32, F32, HEAD, FULL, 2, 777, 1, 64, 40, Mixed, true, Packed),
       // delta
       delta(F64, F64, 2, 0, 2, 3, 16),
       delta(F64, F64, 2, 1, 2, 16, 3),

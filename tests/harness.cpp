@@ -161,12 +161,17 @@ WorstErrors& worst_errors() {
 
 }  // namespace
 
-Accuracy::Accuracy(const Backend& backend, t2fw_rule rule, const char* operation)
-    : of_(text(backend) + (rule == T2FW_DECAY ? " decay " : " delta ") + operation) {}
+double tolerance(const Backend& backend, const Case& c, t2fw_dtype dtype) {
+  if (backend.name != "cuda" || bytes_of(c.data) != 2) return tolerance(dtype);
+  return c.data == T2FW_BF16 ? 4e-3 : 6e-4;
+}
+
+Accuracy::Accuracy(const Backend& backend, const Case& c, const char* operation)
+    : backend_(backend), case_(c), of_(text(backend) + (c.rule == T2FW_DECAY ? " decay " : " delta ") + operation) {}
 
 void Accuracy::expect(const char* what, const Values& got, const Values& want, int64_t row, t2fw_dtype dtype,
                       double factor, bool zero_allowed) const {
-  const double allowed = factor * tolerance(dtype);
+  const double allowed = factor * tolerance(backend_, case_, dtype);
   double reached = 0;
   expect_close(what, got, want, row, allowed, zero_allowed, &reached);
   auto& worst = worst_errors().worst[{of_, dtype}];

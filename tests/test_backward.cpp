@@ -17,7 +17,7 @@ TEST_P(Backward, EqualsOracle) {
   run.backward();
   if (HasFatalFailure()) return;
   const bool few = c.T <= 1;  // then some gradients are zero without a state
-  const Accuracy accuracy(backend, c.rule, "backward");
+  const Accuracy accuracy(backend, c, "backward");
   accuracy.expect("d_v", run.d_v.read(), x.d_v, c.D, c.data, 2, few);
   accuracy.expect("d_q", run.d_q.read(), x.d_q, c.K, c.data, 2, few);
   accuracy.expect("d_k", run.d_k.read(), x.d_k, c.K, c.data, 2, few);

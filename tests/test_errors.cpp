@@ -89,6 +89,8 @@ const std::vector<Wrong>& table() {
       {"UnknownG", P, BAD,
        "g is 7; expected T2FW_GATE_NONE=0, T2FW_GATE_HEAD=1 or T2FW_GATE_FULL=2",
        [](Right& s) { s.d.g = unknown<t2fw_gate>(); }},
+      {"UnknownFlags", P, BAD, "flags is 6; expected 0 or T2FW_BATCH_INVARIANT=1",
+       [](Right& s) { s.d.flags = 6; }},
       {"UnknownDevice", P, BAD,
        "device is 7; expected T2FW_CPU=1, T2FW_CUDA=2 or T2FW_HIP=3",
        [](Right& s) { s.d.device = unknown<t2fw_device>(); }},

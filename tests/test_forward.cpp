@@ -14,7 +14,7 @@ TEST_P(Forward, EqualsOracle) {
   T2FW_NEED_PLAN(run);
   run.forward();
   if (HasFatalFailure()) return;
-  const Accuracy accuracy(backend, c.rule, "forward");
+  const Accuracy accuracy(backend, c, "forward");
   accuracy.expect("y", run.y.read(), x.y, c.D, c.data, 1, c.T <= 1 && !c.initial);
   accuracy.expect("final_state", run.final_state.read(), x.final_state, c.K, c.state, 1, c.T == 0 && !c.initial);
   const auto y = run.y.bits(), state = run.final_state.bits();

@@ -64,7 +64,7 @@ TEST_P(Step, Slots) {
   run.initial_state = Operand(run.memory, c.state, {pool, c.H, c.D, c.K}, {s.b, s.h, s.d}, states);
   run.step(true, slots, pool);
   if (HasFatalFailure()) return;
-  const Accuracy accuracy(backend, c.rule, "step");
+  const Accuracy accuracy(backend, c, "step");
   accuracy.expect("y", run.y.read(), x.y, c.D, c.data);
   accuracy.expect("states", run.initial_state.read(), want, c.K, c.state);
   EXPECT_EQ(part(run.y.read(), c.B, 1, 1), Values(static_cast<size_t>(wide))) << "a skipped row's y is not zeros";

@@ -8,20 +8,20 @@ namespace {
 
 class Strides : public testing::TestWithParam<Parameter> {
  protected:
-  void check(Session& run, const Case& c, Tensors& x) {
+  void check(Session& run, const Backend& backend, const Case& c, Tensors& x) {
     oracle_forward(c, x);
     oracle_backward(c, x);
     T2FW_NEED_PLAN(run);
     run.forward();
     run.backward();
     if (HasFatalFailure()) return;
-    const double data = 2 * tolerance(c.data);
+    const double data = 2 * tolerance(backend, c, c.data);
     expect_close("y", run.y.read(), x.y, c.D, data / 2);
-    expect_close("final_state", run.final_state.read(), x.final_state, c.K, tolerance(c.state));
+    expect_close("final_state", run.final_state.read(), x.final_state, c.K, tolerance(backend, c, c.state));
     expect_close("d_v", run.d_v.read(), x.d_v, c.D, data);
     expect_close("d_q", run.d_q.read(), x.d_q, c.K, data);
     expect_close("d_k", run.d_k.read(), x.d_k, c.K, data);
-    expect_close("d_initial_state", run.d_initial_state.read(), x.d_initial_state, c.K, 2 * tolerance(c.state));
+    expect_close("d_initial_state", run.d_initial_state.read(), x.d_initial_state, c.K, 2 * tolerance(backend, c, c.state));
   }
 };
 
@@ -38,7 +38,7 @@ TEST_P(Strides, BroadcastInputs) {
   t2fw_descriptor d = describe(backend, c);
   d.q_strides.b = d.k_strides.b = d.f_strides.b = d.initial_state_strides.b = 0;
   Session run(backend, c, x, d);
-  check(run, c, x);
+  check(run, backend, c, x);
 }
 
 TEST_P(Strides, ReversedInputs) {
@@ -47,7 +47,7 @@ TEST_P(Strides, ReversedInputs) {
   t2fw_descriptor d = describe(backend, c);
   for (auto* s : {&d.v_strides, &d.q_strides, &d.g_strides, &d.d_y_strides}) s->t = -s->t;
   Session run(backend, c, x, d);
-  check(run, c, x);
+  check(run, backend, c, x);
 }
 
 TEST_P(Strides, OfSizeOneAreIgnored) {
@@ -63,7 +63,7 @@ TEST_P(Strides, OfSizeOneAreIgnored) {
   if (!run.plan) T2FW_NEED_PLAN(run);
   ASSERT_EQ(t2fw_plan_create(&d, &made), T2FW_SUCCESS) << t2fw_last_error();
   run.plan.reset(made);
-  check(run, c, x);
+  check(run, backend, c, x);
 }
 
 std::vector<Case> some() {

@@ -77,6 +77,10 @@ typedef enum t2fw_rule { T2FW_DECAY = 1, T2FW_DELTA = 2 } t2fw_rule;
 typedef enum t2fw_dtype { T2FW_FP64 = 1, T2FW_FP32 = 2, T2FW_FP16 = 3, T2FW_BF16 = 4 } t2fw_dtype;
 typedef enum t2fw_gate { T2FW_GATE_NONE = 0, T2FW_GATE_HEAD = 1, T2FW_GATE_FULL = 2 } t2fw_gate;
 typedef enum t2fw_device { T2FW_CPU = 1, T2FW_CUDA = 2, T2FW_HIP = 3 } t2fw_device;
+/* Bits of t2fw_descriptor.flags. */
+typedef enum t2fw_flag {
+  T2FW_BATCH_INVARIANT = 1 /* a sequence's results have the same bits whatever else is in the batch; may be slower */
+} t2fw_flag;
 typedef enum t2fw_operation { T2FW_FORWARD = 1, T2FW_BACKWARD = 2, T2FW_STEP = 3 } t2fw_operation;
 
 /* Element strides of an operand over its first three dimensions: b, t, h for tokens ([B,T,H,X]); for a state
@@ -104,11 +108,12 @@ typedef struct t2fw_descriptor {
   t2fw_token_strides v_strides, f_strides, q_strides, k_strides, g_strides, y_strides;
   t2fw_token_strides d_v_strides, d_f_strides, d_q_strides, d_k_strides, d_g_strides, d_y_strides;
   t2fw_state_strides initial_state_strides, final_state_strides, d_initial_state_strides, d_final_state_strides;
+  uint32_t flags; /* t2fw_flag, or'ed; 0 for none */
 } t2fw_descriptor;
 
 /* Fills *descriptor: full gates for T2FW_DECAY and none for T2FW_DELTA, gate and state dtype T2FW_FP32 for 16-bit data
  * and data_dtype otherwise, the CPU, the automatic backend, no packing, all operands contiguous in the order
- * [B,T,H,X] and [B,H,D,K]. struct_size: sizeof(t2fw_descriptor).
+ * [B,T,H,X] and [B,H,D,K], no flags. struct_size: sizeof(t2fw_descriptor).
  * Errors: T2FW_INVALID_ARGUMENT (NULL, an unknown rule or dtype, a size out of range), T2FW_VERSION_MISMATCH. */
 T2FW_API t2fw_status t2fw_descriptor_init(t2fw_descriptor *descriptor, size_t struct_size, t2fw_rule rule,
                                           t2fw_dtype data_dtype, int64_t B, int64_t T, int64_t H, int64_t D, int64_t K);

@@ -1,0 +1,72 @@
+// A chunk: 16 tokens of a head as a warp brings them into shared memory.
+#pragma once
+
+#include "core/problem.hpp"
+#include "tile.cuh"
+
+namespace t2fw::cuda {
+
+inline constexpr int CHUNK = 16;
+inline constexpr int SLICE = 64;         // value columns of a thread block
+inline constexpr int PITCH = SLICE + 8;  // of a row of 64 columns in shared memory: eight rows meet no bank twice
+
+// An operand over tokens, strides in elements. width 0: absent; 1 beside a wider side: one value for all columns.
+struct Rows {
+  const void* data;
+  int64_t b, t, h;
+  int width;
+  bool whole;  // full width, every row on 16 bytes and a multiple of them: copied without passing registers
+};
+
+// Where in the operands a chunk's tokens lie.
+struct Place {
+  int64_t b, h, first;  // first: token of the batch row
+  int count;            // at most CHUNK
+};
+
+template <class E>
+__device__ __forceinline__ const E* at(const Rows& x, const Place& c, int t, int column) {
+  return static_cast<const E*>(x.data) + c.b * x.b + c.h * x.h + (c.first + t) * x.t + (x.width == 1 ? 0 : column);
+}
+
+// Whether the chunk of an operand can be brought by stage_rows.
+__device__ __forceinline__ bool copied(const Rows& x, const Place& c) { return x.whole && c.count == CHUNK; }
+
+// A warp starts to copy a chunk's rows, columns column .. of `columns` as far as W reaches. What lies behind stays.
+template <int W, class E, int P>
+__device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns) {
+  constexpr int each = 16 / sizeof(E), pieces = W / each, rows = 32 / pieces;
+  const int lane = threadIdx.x % 32, t = lane / pieces, j = lane % pieces * each;
+  if (column + j >= columns) return;
+  const E* from = at<E>(x, c, t, column + j);
+#pragma unroll
+  for (int i = 0; i < CHUNK; i += rows, from += rows * x.t) copy_async(&to[t + i][j], from);
+}
+
+// The same element by element, for what cannot be copied; `absent` behind the last token.
+template <int W, class E, int P>
+__device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns,
+                                               float absent) {
+  if (!x.width) return;
+#pragma unroll 1
+  for (int i = threadIdx.x % 32; i < CHUNK * W; i += 32) {
+    const int t = i / W, j = i % W;
+    const bool there = t < c.count && column + j < columns;
+    to[t][j] = there ? *at<E>(x, c, t, column + j) : narrow<E>(absent);
+  }
+}
+
+template <int W, class E, int P>
+__device__ __forceinline__ void stage(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns, float absent) {
+  if (copied(x, c)) stage_rows<W>(to, x, c, column, columns);
+  else stage_elements<W>(to, x, c, column, columns, absent);
+}
+
+// What a warp's rows hold before anything is staged: columns behind the data keep it.
+template <int W, class E, int P>
+__device__ __forceinline__ void fill(E (&to)[CHUNK][P], float value) {
+#pragma unroll 1
+  for (int i = threadIdx.x % 32; i < CHUNK * W; i += 32) to[i / W][i % W] = narrow<E>(value);
+}
+
+}  // namespace t2fw::cuda

@@ -1,0 +1,81 @@
+#include "decay_forward.cuh"
+
+#include "core/checkpoints.hpp"
+#include "kernels.hpp"
+#include "launch.hpp"
+
+namespace t2fw::cuda {
+namespace {
+
+using Kernel = void (*)(ForwardArgs);
+
+struct Choice {
+  Kernel forward, local;
+  unsigned threads;
+  size_t memory, local_floats;  // shared memory of a block; of a segment's local state in scratch
+};
+
+template <class T, class G, int KP>
+Choice choice() {
+  constexpr int warps = inside_warps<T, G, KP>;
+  return {decay_forward_kernel<T, G, KP, true>, decay_forward_kernel<T, G, KP, false>, 32 * (warps + STATE_WARPS),
+          warps * sizeof(Desk<T, G, KP>), Local<T, KP>::FLOATS};
+}
+
+template <class T, class G>
+Choice choose_keys(int64_t K) {
+  return K <= 64 ? choice<T, G, 64>() : choice<T, G, 128>();
+}
+
+template <class T>
+Choice choose_gate(const Problem& p) {
+  return p.gate_dtype == T2FW_FP32 ? choose_keys<T, float>(p.K) : choose_keys<T, T>(p.K);
+}
+
+Choice choose(const Problem& p) {
+  return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
+}
+
+int64_t slices(const Problem& p) { return (p.D + SLICE - 1) / SLICE; }
+
+}  // namespace
+
+DecayForward::DecayForward(const Problem& p) : p_(p) {
+  const Choice use = choose(p);
+  for (const Kernel kernel : {use.forward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
+  const Segments cuts = cut(p, slices(p), CHUNK);
+  segments_ = cuts.count, segment_ = cuts.tokens;
+  blocks_ = sequence_count(p) * p.H * slices(p) * segments_;
+  scratch_ = segments_ > 1 ? static_cast<size_t>(blocks_) * use.local_floats * sizeof(float) : 0;
+}
+
+void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) const {
+  const Problem& p = p_;
+  if (!blocks_) return;
+  const ForwardArgs args{rows(a.v, p.data_dtype, p.D, p.D, p.v_strides),
+                         rows(a.f, p.gate_dtype, gate_width(p.f, p.D), p.D, p.f_strides),
+                         rows(a.q, p.data_dtype, p.K, p.K, p.q_strides),
+                         rows(a.k, p.data_dtype, p.K, p.K, p.k_strides),
+                         rows(a.g, p.gate_dtype, gate_width(p.g, p.K), p.K, p.g_strides),
+                         rows(a.y, p.data_dtype, p.D, p.D, p.y_strides),
+                         {a.initial_state, p.initial_state_strides, p.state_dtype == T2FW_FP32},
+                         {a.final_state, p.final_state_strides, p.state_dtype == T2FW_FP32},
+                         a.cu_seqlens,
+                         static_cast<float*>(a.saved),
+                         segments_ > 1 ? static_cast<float*>(a.scratch) : nullptr,
+                         checkpoint_interval(p),
+                         p.T,
+                         p.H,
+                         segment_,
+                         static_cast<int>(p.D),
+                         static_cast<int>(p.K),
+                         static_cast<int>(segments_),
+                         static_cast<int>(p.sequences)};
+  const Choice use = choose(p);
+  const auto grid = static_cast<unsigned>(blocks_);
+  if (segments_ > 1) use.local<<<grid, use.threads, use.memory, stream>>>(args);
+  use.forward<<<grid, use.threads, use.memory, stream>>>(args);
+  check(cudaGetLastError());
+}
+
+}  // namespace t2fw::cuda

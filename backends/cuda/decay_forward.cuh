@@ -1,0 +1,343 @@
+// decay forward on tensor cores: a head's value columns by slices of 64, its tokens by chunks of 16.
+//
+// Warps of two kinds work on a thread block's slice. `Inside` warps take the chunks in turn; what a chunk needs of
+// itself does not depend on the state, so as many chunks are under way at once. A lane owns two neighbouring columns of
+// all 16 tokens, so that products of gates never leave its registers. Pairs of tokens are split at their power-of-two
+// boundary (recurrences.md): on the key side a level is one masked matrix product, on the value side sums in fp32. The
+// four `state` warps take the chunks in order: each holds 16 rows of the state in registers in the layout of a matrix
+// product's result, which is at once the layout in which the next product reads it. The two kinds meet at a desk in
+// shared memory, one for each inside warp: operands one way, what the entering state adds to y the other.
+//
+// Where sequences times heads are too few for the GPU, the tokens are cut into segments: a first launch gives each segment's state from
+// zero and its products of gates, from which every segment of the second finds the state it starts from.
+#pragma once
+
+#include "scores.cuh"
+#include "state.cuh"
+
+namespace t2fw::cuda {
+
+struct ForwardArgs {
+  Rows v, f, q, k, g, y;
+  StateOperand initial_state, final_state;
+  const int64_t* cu_seqlens;
+  float* checkpoints;  // [slots][H][K][D] before every interval-th token, or NULL
+  float* local;        // Local of every segment but the last; NULL if a sequence is one segment
+  int64_t interval, T, H, segment;  // tokens between saved states, and in a segment: multiples of CHUNK
+  int D, K, segments, sequences;    // sequences: of a packed batch, else 0
+};
+
+// What a chunk is worked on in: its operands as they came, and what its warp and the state warps hand each other.
+template <class T, class G, int KP>
+struct alignas(16) Desk {
+  Gate full, done;  // the chunk is ready for the state; the state has passed through
+  T q[CHUNK][KP + 8], k[CHUNK][KP + 8];
+  G g[CHUNK][KP];
+  union {
+    struct {
+      T v[CHUNK][SLICE];
+      G f[CHUNK][SLICE];
+    };
+    float y[CHUNK][PITCH];  // what the entering state adds, before the products of f
+  };
+  T sinks[CHUNK][KP + 8], sources[CHUNK][KP + 8];  // q, k times the products of g up to and behind the token
+  union {
+    T values[CHUNK][PITCH];  // v times the products of f behind the token
+    float scores[CHUNK][CHUNK];
+  };
+  float all_f[SLICE], all_g[KP];  // products over the chunk
+};
+
+// Chunks under way at once: three warps a scheduler beside its state warp, 128 registers a thread, if an SM's memory has
+// room for their desks, else at most two, 168 registers a thread.
+template <class Desk>
+inline constexpr int desks_that_fit = 227 * 1024 / sizeof(Desk);
+template <class T, class G, int KP>
+inline constexpr int inside_warps = desks_that_fit<Desk<T, G, KP>> >= 12  ? 12
+                                    : desks_that_fit<Desk<T, G, KP>> >= 8 ? 8
+                                                                          : desks_that_fit<Desk<T, G, KP>>;
+
+// One segment of one head, and the slice that a thread block takes of it.
+struct Task {
+  int64_t n, b, h, begin, length;  // n: sequence; begin: its segment's first token in batch row b
+  int64_t start, checkpoint;       // tokens of the sequence before the segment; slot of the sequence's first saved state
+  int column, segment;             // of the slice; number of the segment
+
+  __device__ static Task of(const ForwardArgs& p, int64_t block) {
+    const int slices = (p.D + SLICE - 1) / SLICE;
+    Task t;
+    t.segment = static_cast<int>(block % p.segments);
+    t.column = static_cast<int>(block / p.segments % slices) * SLICE;
+    t.h = block / p.segments / slices % p.H;
+    t.n = block / p.segments / slices / p.H;
+    int64_t begin = 0, length = p.T;
+    t.b = t.n;
+    t.checkpoint = p.T ? t.n * ((p.T - 1) / p.interval) : 0;
+    if (p.sequences) {
+      const auto clamp = [&](int64_t x) { return x < 0 ? 0 : x > p.T ? p.T : x; };
+      begin = clamp(p.cu_seqlens[t.n]);
+      const int64_t end = clamp(p.cu_seqlens[t.n + 1]);
+      length = end > begin ? end - begin : 0;
+      t.b = 0;
+      t.checkpoint = begin / p.interval + t.n;
+    }
+    t.start = t.segment * p.segment;
+    t.begin = begin + t.start;
+    const int64_t left = length - t.start;
+    t.length = left < 0 ? 0 : t.segment + 1 < p.segments && left > p.segment ? p.segment : left;
+    return t;
+  }
+  __device__ __forceinline__ Place place(int64_t first) const {
+    return {b, h, begin + first, static_cast<int>(length - first < CHUNK ? length - first : CHUNK)};
+  }
+};
+
+// An inside warp. outputs: y is wanted; else only what the state needs.
+template <class T, class G, int KP, bool outputs>
+struct Inside {
+  using P = typename Pair<T>::type;
+  using PG = typename Pair<G>::type;
+  const ForwardArgs& p;
+  const Task& task;
+  Desk<T, G, KP>& desk;
+
+  __device__ __forceinline__ void stage_keys(int64_t first) const {
+    if (first < task.length) {
+      const Place c = task.place(first);
+      if constexpr (outputs) stage<KP>(desk.q, p.q, c, 0, p.K, 0.f);
+      stage<KP>(desk.k, p.k, c, 0, p.K, 0.f);
+      stage<KP>(desk.g, p.g, c, 0, p.K, 1.f);
+    }
+    commit_copies();
+  }
+  __device__ __forceinline__ void stage_values(int64_t first) const {
+    if (first < task.length) {
+      const Place c = task.place(first);
+      stage<SLICE>(desk.v, p.v, c, task.column, p.D, 0.f);
+      stage<SLICE>(desk.f, p.f, c, task.column, p.D, 1.f);
+    }
+    commit_copies();
+  }
+
+  // y from inside the chunk; before: the products of f up to each token. v times the products behind onto the desk.
+  __device__ __forceinline__ void values(float2 (&y)[CHUNK], float2 (&before)[CHUNK]) const {
+    const int lane = threadIdx.x % 32;
+    float2 z[CHUNK];
+#pragma unroll
+    for (int t = 0; t < CHUNK; ++t) {
+      z[t] = widen(*reinterpret_cast<const P*>(&desk.v[t][2 * lane]));
+      before[t] = p.f.width ? widen(*reinterpret_cast<const PG*>(&desk.f[t][2 * lane])) : float2{1.f, 1.f};
+      y[t] = desk.scores[t][t] * z[t];
+    }
+    spread<1>(z, before, y);
+    spread<2>(z, before, y);
+    spread<4>(z, before, y);
+    spread<8>(z, before, y);
+    __syncwarp();
+    put_values(z, before[CHUNK - 1]);
+  }
+
+  // Level l: the lower half of each group of 2l tokens adds to the upper half's y.
+  template <int l>
+  __device__ __forceinline__ void spread(float2 (&z)[CHUNK], float2 (&before)[CHUNK], float2 (&y)[CHUNK]) const {
+#pragma unroll
+    for (int first = 0; first < CHUNK; first += 2 * l) {
+#pragma unroll
+      for (int t = first + l; t < first + 2 * l; ++t) {
+        float a[l];
+        load_row<l>(&desk.scores[t][first], a);
+        float2 sum = a[0] * z[first];
+#pragma unroll
+        for (int s = 1; s < l; ++s) sum = fma(a[s], z[first + s], sum);
+        y[t] = fma(before[t], sum, y[t]);
+      }
+      const float2 lower = before[first + l - 1], upper = before[first + 2 * l - 1];
+#pragma unroll
+      for (int t = first; t < first + l; ++t) {
+        z[t] = z[t] * upper;
+        before[t + l] = before[t + l] * lower;
+      }
+    }
+  }
+
+  template <int n>
+  __device__ __forceinline__ static void load_row(const float* from, float (&a)[n]) {
+    if constexpr (n == 1) a[0] = *from;
+    else if constexpr (n == 2) *reinterpret_cast<float2*>(a) = *reinterpret_cast<const float2*>(from);
+    else
+#pragma unroll
+      for (int s = 0; s < n; s += 4) *reinterpret_cast<float4*>(a + s) = *reinterpret_cast<const float4*>(from + s);
+  }
+
+  __device__ __forceinline__ void put_values(const float2 (&z)[CHUNK], float2 all) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<P*>(&desk.values[t][2 * lane]) = narrow<T>(z[t]);
+    *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = all;
+  }
+
+  __device__ __forceinline__ void store_output(int64_t first, const float2 (&y)[CHUNK], const float2 (&before)[CHUNK]) const {
+    const int lane = threadIdx.x % 32, c = task.column + 2 * lane;
+    const Place place = task.place(first);
+    T* to = const_cast<T*>(at<T>(p.y, place, 0, c));
+    const bool pairs = p.y.whole && place.count == CHUNK && c < p.D;
+#pragma unroll
+    for (int t = 0; t < CHUNK; ++t, to += p.y.t) {
+      const float2 state = *reinterpret_cast<const float2*>(&desk.y[t][2 * lane]);
+      const float2 sum = fma(before[t], state, y[t]);
+      if (pairs) {
+        *reinterpret_cast<P*>(to) = narrow<T>(sum);
+      } else if (t < place.count) {
+        if (c < p.D) to[0] = narrow<T>(sum.x);
+        if (c + 1 < p.D) to[1] = narrow<T>(sum.y);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void run(int warp) const {
+    constexpr int stride = inside_warps<T, G, KP> * CHUNK;
+    const int lane = threadIdx.x % 32;
+    if (p.K < KP || !p.g.width) fill<KP>(desk.q, 0.f), fill<KP>(desk.k, 0.f), fill<KP>(desk.g, 1.f);
+    __syncwarp();
+    stage_keys(warp * CHUNK);
+    stage_values(warp * CHUNK);
+    uint32_t round = 0;
+    for (int64_t first = static_cast<int64_t>(warp) * CHUNK; first < task.length; first += stride) {
+      float2 y[CHUNK], before[CHUNK];
+      wait_copies();
+      if constexpr (outputs) {
+        gated_scores<KP>(desk.q, desk.k, desk.g, desk.sinks, desk.sources, desk.all_g, desk.scores);
+      } else {
+#pragma unroll
+        for (int c = 2 * lane; c < KP; c += SLICE)
+          *reinterpret_cast<float2*>(&desk.all_g[c]) = scale_sources(desk.k, desk.g, true, desk.sources, c);
+      }
+      __syncwarp();
+      stage_keys(first + stride);
+      wait_copies();
+      if constexpr (outputs)
+        values(y, before);
+      else
+        *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = scale_sources(desk.v, desk.f, p.f.width, desk.values, 2 * lane);
+      desk.full.arrive();
+      desk.done.wait(round);
+      round ^= 1;
+      if constexpr (outputs) store_output(first, y, before);
+      __syncwarp();
+      stage_values(first + stride);
+    }
+  }
+};
+
+// A state warp.
+template <class T, class G, int KP>
+struct State {
+  using Desk = cuda::Desk<T, G, KP>;
+  using Rows = StateRows<T, KP>;
+  using Update = typename Rows::Update;
+  static constexpr int turns = inside_warps<T, G, KP>;
+  const ForwardArgs& p;
+  const Task& task;
+  Desk* desks;
+  int warp;
+
+  __device__ __forceinline__ float* local(int64_t segment) const {
+    return p.local + (blockIdx.x - task.segment + segment) * Local<T, KP>::FLOATS;
+  }
+  __device__ __forceinline__ void load(Update& update, const Desk& desk) const {
+    update.load(desk.values, desk.sources, desk.all_f, desk.all_g, warp * 16);
+  }
+
+  // desk.y = S q_t, without the products of f.
+  __device__ __forceinline__ void output(Desk& desk, const Rows& rows) const {
+    const int lane = threadIdx.x % 32, g = lane / 4, j = lane % 4 * 2, d = warp * 16;
+    const uint32_t row = shared_address(&desk.sinks[lane % 16][lane / 16 * 8]);
+    const auto& S = rows.S;
+    float y[2][2][4] = {};  // even and odd slabs apart: two chains of products
+#pragma unroll
+    for (int i = 0; i < KP / 16; ++i) {
+      uint32_t q[4];
+      load_matrices(q, row + i * 16 * sizeof(T));
+      const auto low = [&](int n) { return bits(narrow<T>(float2{S[n][0], S[n][1]})); };
+      const auto high = [&](int n) { return bits(narrow<T>(float2{S[n][2], S[n][3]})); };
+      multiply_add<T>(y[i % 2][0], q, low(2 * i), low(2 * i + 1));
+      multiply_add<T>(y[i % 2][1], q, high(2 * i), high(2 * i + 1));
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const auto sum = [&](int e) { return y[0][n][e] + y[1][n][e]; };
+      *reinterpret_cast<float2*>(&desk.y[g][d + n * 8 + j]) = {sum(0), sum(1)};
+      *reinterpret_cast<float2*>(&desk.y[g + 8][d + n * 8 + j]) = {sum(2), sum(3)};
+    }
+  }
+
+  __device__ __forceinline__ void run() const {
+    const int first_row = task.column + warp * 16, thread = warp * 32 + threadIdx.x % 32;
+    Rows rows;
+    rows.load(p.initial_state, task.n, task.h, first_row, p.D, p.K);
+    for (int64_t s = 0; s < task.segment; ++s) Local<T, KP>::pass(local(s), thread, rows);  // always in this order
+    int64_t number = max(task.start - 1, int64_t{0}) / p.interval;
+    int64_t next = p.checkpoints ? (number + 1) * p.interval - task.start : -1;
+    int turn = 0;
+    uint32_t round = 0;
+    for (int64_t first = 0; first < task.length; first += CHUNK) {
+      if (first == next) {
+        float* const saved = p.checkpoints + ((task.checkpoint + number++) * p.H + task.h) * p.K * p.D;
+        rows.each(first_row, p.D, p.K, [&](float& s, int d, int key) { saved[static_cast<int64_t>(key) * p.D + d] = s; });
+        next += p.interval;
+      }
+      Desk& desk = desks[turn];
+      Update update;
+      desk.full.wait(round);
+      load(update, desk);
+      output(desk, rows);
+      desk.done.arrive();
+      rows.apply(update);
+      if (++turn == turns) turn = 0, round ^= 1;
+    }
+    if (task.segment + 1 == p.segments) rows.store(p.final_state, task.n, task.h, first_row, p.D, p.K);
+  }
+
+  __device__ __forceinline__ void run_local() const {
+    Rows rows;
+    Local<T, KP> all;
+    int turn = 0;
+    uint32_t round = 0;
+    for (int64_t first = 0; first < task.length; first += CHUNK) {
+      Desk& desk = desks[turn];
+      Update update;
+      desk.full.wait(round);
+      load(update, desk);
+      desk.done.arrive();
+      rows.apply(update);
+      all.multiply(update);
+      if (++turn == turns) turn = 0, round ^= 1;
+    }
+    all.put(local(task.segment), warp * 32 + threadIdx.x % 32, rows);
+  }
+};
+
+template <class T, class G, int KP, bool outputs>
+__global__ void __launch_bounds__(32 * (inside_warps<T, G, KP> + STATE_WARPS), 1)
+    decay_forward_kernel(const __grid_constant__ ForwardArgs p) {
+  extern __shared__ __align__(16) char memory[];
+  constexpr int inside = inside_warps<T, G, KP>;
+  auto* const desks = reinterpret_cast<Desk<T, G, KP>*>(memory);
+  const Task task = Task::of(p, blockIdx.x);
+  const int warp = threadIdx.x / 32;
+  if (!outputs && task.segment + 1 == p.segments) return;  // nobody continues from the last segment
+  if (threadIdx.x < inside) {
+    desks[threadIdx.x].full.init(1);
+    desks[threadIdx.x].done.init(STATE_WARPS);
+  }
+  __syncthreads();
+  if (warp < inside) {
+    Inside<T, G, KP, outputs>{p, task, desks[warp]}.run(warp);
+  } else {
+    const State<T, G, KP> state{p, task, desks, warp - inside};
+    if constexpr (outputs) state.run();
+    else state.run_local();
+  }
+}
+
+}  // namespace t2fw::cuda

@@ -1,0 +1,39 @@
+// The native kernels as host functions. The arguments were checked; a launch that fails is thrown as std::runtime_error.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "core/problem.hpp"
+
+namespace t2fw::cuda {
+
+inline constexpr int64_t largest_key = 128;  // K that a state warp's registers hold
+
+// decay forward of one plan.
+class DecayForward {
+ public:
+  explicit DecayForward(const Problem& p);
+  size_t scratch_size() const { return scratch_; }
+  void operator()(const t2fw_forward_args& a, cudaStream_t stream) const;
+
+ private:
+  Problem p_;
+  int64_t segments_, segment_, blocks_;  // segments of a sequence, their tokens; thread blocks
+  size_t scratch_;
+};
+
+// decay backward of one plan, from the states that forward saved.
+class DecayBackward {
+ public:
+  static bool takes(const Problem& p);  // D and K are small enough
+  explicit DecayBackward(const Problem& p);
+  size_t scratch_size() const { return scratch_; }
+  void operator()(const t2fw_backward_args& a, cudaStream_t stream) const;
+
+ private:
+  Problem p_;
+  int64_t segments_, segment_, blocks_;
+  size_t scratch_;
+};
+
+}  // namespace t2fw::cuda

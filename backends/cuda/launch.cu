@@ -1,0 +1,36 @@
+#include "launch.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "tuning.hpp"
+
+namespace t2fw::cuda {
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+void raise_shared_memory(const void* kernel, size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+}
+
+Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, const t2fw_token_strides& s) {
+  const int64_t each = 16 / static_cast<int64_t>(bytes_of(dtype));
+  const bool aligned = s.b % each == 0 && s.t % each == 0 && s.h % each == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+  return {data, s.b, s.t, s.h, data ? static_cast<int>(width) : 0, data && width == columns && width % each == 0 && aligned};
+}
+
+Segments cut(const Problem& p, int64_t slices, int64_t multiple) {
+  if (p.sequences) return {1, (p.T + multiple - 1) / multiple * multiple};
+  int multiprocessors = 0;
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, p.device_index));
+  const bool alone = p.flags & T2FW_BATCH_INVARIANT;  // as if the sequence were the only one
+  const int64_t blocks = std::max<int64_t>(1, (alone ? 1 : p.B) * p.H * slices);
+  const int64_t wanted = std::max<int64_t>(1, std::min(multiprocessors / blocks, p.T / SEGMENT));
+  const int64_t tokens = ((p.T + wanted - 1) / wanted + multiple - 1) / multiple * multiple;
+  return {std::max<int64_t>(1, tokens ? (p.T + tokens - 1) / tokens : 1), tokens};
+}
+
+}  // namespace t2fw::cuda

@@ -1,0 +1,23 @@
+// What the launches of the native kernels share.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "chunk.cuh"
+
+namespace t2fw::cuda {
+
+void check(cudaError_t error);
+void raise_shared_memory(const void* kernel, size_t bytes);
+
+// width: of the operand as it lies in memory; columns: of its side.
+Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, const t2fw_token_strides& s);
+
+// The tokens of a sequence cut into `count` segments of `tokens` each, the last one perhaps shorter, so that there is work
+// for every multiprocessor. slices: thread blocks a segment; tokens is a multiple of `multiple`.
+struct Segments {
+  int64_t count, tokens;
+};
+Segments cut(const Problem& p, int64_t slices, int64_t multiple);
+
+}  // namespace t2fw::cuda

@@ -1,0 +1,129 @@
+// The vocabulary of the native kernels: 16-bit pairs, matrix fragments of m16n8k16, barriers between warps.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <utility>
+
+namespace t2fw::cuda {
+
+template <class T>
+struct Pair;  // two neighbouring columns as they lie in memory
+template <>
+struct Pair<__nv_bfloat16> { using type = __nv_bfloat162; };
+template <>
+struct Pair<__half> { using type = __half2; };
+template <>
+struct Pair<float> { using type = float2; };
+
+__device__ __forceinline__ float2 widen(float2 x) { return x; }
+__device__ __forceinline__ float2 widen(__nv_bfloat162 x) { return __bfloat1622float2(x); }
+__device__ __forceinline__ float2 widen(__half2 x) { return __half22float2(x); }
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+
+template <class T>
+__device__ __forceinline__ typename Pair<T>::type narrow(float2 x);
+template <>
+__device__ __forceinline__ __nv_bfloat162 narrow<__nv_bfloat16>(float2 x) { return __float22bfloat162_rn(x); }
+template <>
+__device__ __forceinline__ __half2 narrow<__half>(float2 x) { return __float22half2_rn(x); }
+template <>
+__device__ __forceinline__ float2 narrow<float>(float2 x) { return x; }
+
+template <class T>
+__device__ __forceinline__ T narrow(float x);
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+template <>
+__device__ __forceinline__ __half narrow<__half>(float x) { return __float2half_rn(x); }
+template <>
+__device__ __forceinline__ float narrow<float>(float x) { return x; }
+
+// Two neighbouring columns at once.
+__device__ __forceinline__ float2 operator*(float2 x, float2 y) { return {x.x * y.x, x.y * y.y}; }
+__device__ __forceinline__ float2 operator*(float x, float2 y) { return {x * y.x, x * y.y}; }
+__device__ __forceinline__ float2 fma(float2 x, float2 y, float2 z) { return {fmaf(x.x, y.x, z.x), fmaf(x.y, y.y, z.y)}; }
+__device__ __forceinline__ float2 fma(float x, float2 y, float2 z) { return {fmaf(x, y.x, z.x), fmaf(x, y.y, z.y)}; }
+
+template <class P>
+__device__ __forceinline__ uint32_t bits(P pair) {
+  static_assert(sizeof(P) == 4);
+  return *reinterpret_cast<uint32_t*>(&pair);
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void load_matrices(uint32_t (&x)[4], uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(row) : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(row) : "memory");
+}
+
+// c[16x8] += a[16x16] b[16x8]. Lane l holds rows l / 4 and l / 4 + 8 of c, columns 2 (l % 4) and the next.
+template <class T>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <>
+__device__ __forceinline__ void multiply_add<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+__device__ __forceinline__ void multiply_add<__half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// 16 bytes from global to shared memory without passing registers.
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for all but the newest group of this lane's copies, then for the warp's other lanes.
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
+  __syncwarp();
+}
+
+__device__ __forceinline__ void wait_all_copies() {
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
+  __syncwarp();
+}
+
+// A barrier between warps, in shared memory: it opens when `warps` of them have arrived, and then counts anew.
+struct Gate {
+  uint64_t state;
+
+  __device__ __forceinline__ void init(int warps) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(32 * warps) : "memory");
+  }
+  // By a whole warp; what it wrote before is seen by those who wait.
+  __device__ __forceinline__ void arrive() {
+    asm volatile("{\n.reg .b64 token;\nmbarrier.arrive.shared.b64 token, [%0];\n}" ::"r"(shared_address(&state)) : "memory");
+  }
+  // round: of this wait, modulo 2, from 0.
+  __device__ __forceinline__ void wait(uint32_t round) {
+    uint32_t open = 0;
+    while (!open)
+#if __CUDA_ARCH__ >= 900
+      asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2, %3;\nselp.u32 %0, 1, 0, p;\n}"
+                   : "=r"(open) : "r"(shared_address(&state)), "r"(round), "r"(1000000) : "memory");  // nanoseconds at most
+#else
+      asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                   : "=r"(open) : "r"(shared_address(&state)), "r"(round) : "memory");
+#endif
+  }
+};
+
+}  // namespace t2fw::cuda
