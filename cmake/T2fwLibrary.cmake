@@ -21,7 +21,8 @@ if(T2FW_CUDA)
     backends/cuda/cuda_backend.cpp
     backends/cuda/decay_backward.cu
     backends/cuda/decay_forward.cu
-    backends/cuda/launch.cu)
+    backends/cuda/launch.cu
+    backends/cuda/step.cu)
 endif()
 target_include_directories(t2fw_objects PUBLIC core/include core PRIVATE .)
 target_link_libraries(t2fw_objects PUBLIC Kokkos::kokkos)

@@ -10,17 +10,16 @@
 namespace t2fw {
 namespace {
 
-// Forward is native, backward where D and K allow; both take the states that the other backend's forward saved. Step is
-// the portable backend's.
+// Forward and step are native, backward where D and K allow; the portable one takes the states that forward saved.
 class CudaExecutor final : public Executor {
  public:
-  explicit CudaExecutor(const Problem& p) : forward_(p), portable_(kokkos_device_backend().bind(p)) {
+  explicit CudaExecutor(const Problem& p) : p_(p), forward_(p), portable_(kokkos_device_backend().bind(p)) {
     if (cuda::DecayBackward::takes(p)) backward_.emplace(p);
   }
   size_t scratch_size(t2fw_operation operation) const override {
+    if (operation == T2FW_STEP) return 0;
     if (operation == T2FW_FORWARD) return forward_.scratch_size();
-    if (operation == T2FW_BACKWARD && backward_) return backward_->scratch_size();
-    return portable_->scratch_size(operation);
+    return backward_ ? backward_->scratch_size() : portable_->scratch_size(operation);
   }
   size_t saved_size() const override { return portable_->saved_size(); }
   void forward(const t2fw_forward_args& args, void* stream) const override {
@@ -30,9 +29,12 @@ class CudaExecutor final : public Executor {
     if (backward_) (*backward_)(args, static_cast<cudaStream_t>(stream));
     else portable_->backward(args, stream);
   }
-  void step(const t2fw_step_args& args, void* stream) const override { portable_->step(args, stream); }
+  void step(const t2fw_step_args& args, void* stream) const override {
+    cuda::step(p_, args, static_cast<cudaStream_t>(stream));
+  }
 
  private:
+  Problem p_;
   cuda::DecayForward forward_;
   std::optional<cuda::DecayBackward> backward_;
   std::unique_ptr<Executor> portable_;

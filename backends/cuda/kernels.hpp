@@ -36,4 +36,7 @@ class DecayBackward {
   size_t scratch_;
 };
 
+// decay step of any D and K.
+void step(const Problem& p, const t2fw_step_args& a, cudaStream_t stream);
+
 }  // namespace t2fw::cuda

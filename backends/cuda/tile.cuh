@@ -43,6 +43,13 @@ __device__ __forceinline__ __half narrow<__half>(float x) { return __float2half_
 template <>
 __device__ __forceinline__ float narrow<float>(float x) { return x; }
 
+// x, but nothing that follows from it is known before this point: what is cheap to compute again is not kept in registers
+// through a loop.
+__device__ __forceinline__ int fresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // Two neighbouring columns at once.
 __device__ __forceinline__ float2 operator*(float2 x, float2 y) { return {x.x * y.x, x.y * y.y}; }
 __device__ __forceinline__ float2 operator*(float x, float2 y) { return {x * y.x, x * y.y}; }
