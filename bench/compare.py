@@ -161,10 +161,11 @@ def reason_to_leave_out(contender: Contender, shape: Shape, kind: Kind) -> Optio
     return None if error < 0.05 else f"it differs from t2fw by {error:.2g} of the largest value"
 
 
-def measure_all(shapes: List[Shape], kind: Kind, limit: float, flush: Optional[Tensor]) -> List[Dict[str, Any]]:
+def measure_all(names: List[str], shapes: List[Shape], kind: Kind, limit: float,
+                flush: Optional[Tensor]) -> List[Dict[str, Any]]:
     points: List[Dict[str, Any]] = []
     last: Dict[Any, Dict[str, Any]] = {}  # the same contender, pass and shape but for T
-    reasons = {name: reason_to_leave_out(contender, shapes[0], kind) for name, contender in CONTENDERS.items()}
+    reasons = {name: reason_to_leave_out(CONTENDERS[name], shapes[0], kind) for name in names}
     for name in filter(reasons.get, reasons):
         print(f"{name} is left out: {reasons[name]}")
     todo = [(s, n, b) for s in shapes for n in reasons if reasons[n] is None for b in PASSES]
@@ -240,6 +241,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", metavar="B,T,H,D,K", help="default: 1,T,16,64,64 over a range of T")
     parser.add_argument("--dtype", choices=dtypes, default="float32")
     parser.add_argument("--gate-dtype", choices=dtypes, help="default: --dtype, float32 beside 16 bits")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME",
+                        help="default: all, " + "; ".join(CONTENDERS))
     parser.add_argument("--limit", type=float, default=3.0, help="seconds; a call that may take longer is left out")
     parser.add_argument("--out", default="compare", help="writes OUT.json and OUT.png")
     args = parser.parse_args()
@@ -254,7 +257,7 @@ def main() -> None:
     title = f"{machine}; {args.dtype}, gates {str(gate_dtype).removeprefix('torch.')}"
     copied = copy_rate(args.device, flush)
     print(f"{title}; PyTorch {torch.__version__}; a copy reads and writes {copied * 1e-9:.1f} GB/s")
-    points = measure_all(shapes, kind, args.limit, flush)
+    points = measure_all(args.contenders, shapes, kind, args.limit, flush)
     if not points:
         raise SystemExit("nothing was measured")
     complete(points, copied)

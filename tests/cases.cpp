@@ -72,6 +72,7 @@ const std::vector<Case>& all_cases() {
       // long enough to be cut into segments where heads are few
       decay(BF16, BF16, F32, FULL, FULL, 2, 1000, 2, 64, 64, Sigmoid),
       decay(BF16, F32, F32, FULL, FULL, 1, 1027, 1, 96, 128, Slow),
+      decay(BF16, F32, F32, HEAD, HEAD, 1, 65, 2, 96, 128),
       decay(F16, F32, F32, HEAD, FULL, 2, 777, 1, 64, 40, Mixed, true, Packed),
       // delta
       delta(F64, F64, 2, 0, 2, 3, 16),

@@ -14,13 +14,14 @@ using Kernel = void (*)(BackwardArgs);
 
 struct Choice {
   Kernel backward, local;
+  void (*sum)(SumArgs);
   size_t memory, local_floats;
 };
 
 template <class T, class G>
 Choice choice() {
-  return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, sizeof(BackwardMemory<T, G>),
-          Local<T, SLICE>::FLOATS};
+  return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, sum_parts<T, G>,
+          sizeof(BackwardMemory<T, G>), Local<T, SLICE>::FLOATS};
 }
 
 template <class T>
@@ -32,19 +33,44 @@ Choice choose(const Problem& p) {
   return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
 }
 
+constexpr int64_t largest = 256;  // D that the tiles' parts are worth the memory of
+
+int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
+
+// The gradients in the order of SumArgs: d_v, d_f, d_k, d_g, d_q; how wide they are, and of how many parts a sum.
+struct Parts {
+  int64_t width[5], count[5], floats = 0;
+
+  explicit Parts(const Problem& p) {
+    const int64_t I = tiles(p.D), J = tiles(p.K), f = gate_width(p.f, p.D), g = gate_width(p.g, p.K);
+    const int64_t widths[] = {p.D, f, p.K, g, p.K}, counts[] = {J, f == p.D ? J : I * J, I, g == p.K ? I : I * J, I};
+    for (int i = 0; i < 5; ++i) {
+      width[i] = widths[i];
+      count[i] = widths[i] && (i < 2 ? J : I) > 1 ? counts[i] : 0;
+      floats += count[i] * width[i] * p.B * p.T * p.H;
+    }
+  }
+};
+
 }  // namespace
 
-bool DecayBackward::takes(const Problem& p) { return p.D <= SLICE && p.K <= SLICE; }
+bool DecayBackward::takes(const Problem& p) {
+  // A gate of one value a token sums over its own side's tiles too: where that side has several, the other must have.
+  const auto narrow_gate = [](t2fw_gate gate, int64_t own, int64_t other) {
+    return gate == T2FW_GATE_HEAD && tiles(own) > 1 && tiles(other) == 1;
+  };
+  return p.D <= largest && p.K <= largest && !narrow_gate(p.f, p.D, p.K) && !narrow_gate(p.g, p.K, p.D);
+}
 
 DecayBackward::DecayBackward(const Problem& p) : p_(p) {
   const Choice use = choose(p);
   for (const Kernel kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
-  // A segment starts where a state was saved.
-  const int64_t whole = std::max<int64_t>(BLOCK, checkpoint_interval(p));
-  const Segments s = cut(p, 1, whole);
-  segments_ = s.count, segment_ = s.tokens;
-  blocks_ = sequence_count(p) * p.H * segments_;
-  scratch_ = segments_ > 1 ? static_cast<size_t>(blocks_) * use.local_floats * sizeof(float) : 0;
+  const int64_t each = tiles(p.D) * tiles(p.K);
+  const Segments cuts = cut(p, each, std::max<int64_t>(BLOCK, checkpoint_interval(p)));  // they start where a state was saved
+  segments_ = cuts.count, segment_ = cuts.tokens;
+  blocks_ = sequence_count(p) * p.H * each * segments_;
+  local_floats_ = segments_ > 1 ? blocks_ * static_cast<int64_t>(use.local_floats) : 0;
+  scratch_ = static_cast<size_t>(local_floats_ + Parts(p).floats) * sizeof(float);
 }
 
 void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream) const {
@@ -54,12 +80,27 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
   const auto value = [&](const void* data, const t2fw_token_strides& s) { return rows(data, p.data_dtype, p.D, p.D, s); };
   const auto key = [&](const void* data, const t2fw_token_strides& s) { return rows(data, p.data_dtype, p.K, p.K, s); };
   const bool wide = p.state_dtype == T2FW_FP32;
+  Rows to[] = {value(a.d_v, p.d_v_strides), rows(a.d_f, p.gate_dtype, f, p.D, p.d_f_strides), key(a.d_k, p.d_k_strides),
+               rows(a.d_g, p.gate_dtype, g, p.K, p.d_g_strides), key(a.d_q, p.d_q_strides)};
+  SumArgs sums{};
+  sums.B = p.B, sums.T = p.T, sums.H = p.H;
+  const Parts parts(p);
+  float* free = static_cast<float*>(a.scratch) + local_floats_;
+  int64_t most = 0;
+  for (int i = 0; i < 5; ++i) {
+    auto& o = sums.output[i];
+    const int64_t width = parts.width[i];
+    o.to = to[i], o.parts = free, o.count = static_cast<int>(parts.count[i]), o.next = p.B * p.T * p.H * width, o.gate = i == 1 || i == 3;
+    if (o.count) to[i] = rows(free, T2FW_FP32, width, i < 2 ? p.D : p.K, {p.T * p.H * width, p.H * width, width});
+    free += o.count * o.next;
+    if (o.count) most = std::max(most, o.next);
+  }
+  const auto next = [&](int i) { return sums.output[i].count ? sums.output[i].next : 0; };
   const BackwardArgs args{
-      {{value(a.v, p.v_strides), rows(a.f, p.gate_dtype, f, p.D, p.f_strides), value(a.d_y, p.d_y_strides),
-        value(a.d_v, p.d_v_strides), rows(a.d_f, p.gate_dtype, f, p.D, p.d_f_strides), {}, static_cast<int>(p.D)},
-       {key(a.k, p.k_strides), rows(a.g, p.gate_dtype, g, p.K, p.g_strides), key(a.q, p.q_strides),
-        key(a.d_k, p.d_k_strides), rows(a.d_g, p.gate_dtype, g, p.K, p.d_g_strides), key(a.d_q, p.d_q_strides),
-        static_cast<int>(p.K)}},
+      {{value(a.v, p.v_strides), rows(a.f, p.gate_dtype, f, p.D, p.f_strides), value(a.d_y, p.d_y_strides), to[0], to[1], {},
+        next(0), next(1), static_cast<int>(p.D), static_cast<int>(tiles(p.D))},
+       {key(a.k, p.k_strides), rows(a.g, p.gate_dtype, g, p.K, p.g_strides), key(a.q, p.q_strides), to[2], to[3], to[4],
+        next(2), next(3), static_cast<int>(p.K), static_cast<int>(tiles(p.K))}},
       {a.initial_state, p.initial_state_strides, wide},
       {a.d_final_state, p.d_final_state_strides, wide},
       {a.d_initial_state, p.d_initial_state_strides, wide},
@@ -77,6 +118,7 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
   constexpr int threads = 32 * BACKWARD_WARPS;
   if (segments_ > 1) use.local<<<grid, threads, use.memory, stream>>>(args);
   use.backward<<<grid, threads, use.memory, stream>>>(args);
+  if (most) use.sum<<<dim3(static_cast<unsigned>((most + 255) / 256), 5), 256, 0, stream>>>(sums);
   check(cudaGetLastError());
 }
 

@@ -1,5 +1,6 @@
-// decay backward on tensor cores, D and K up to 64: a thread block takes a head's tokens (or a segment of them) from the
-// last to the first, by blocks of four chunks of 16 tokens.
+// decay backward on tensor cores: a thread block takes a head's tokens (or a segment of them) from the last to the first,
+// by blocks of four chunks of 16 tokens. Its state is one tile of 64 values by 64 keys; every gradient of a side is a sum
+// over the other side's tiles, so where there are several each leaves its part in scratch and sum_parts adds them up.
 //
 // The two sides are the same function with their arguments swapped (recurrences.md): on the value side the sources,
 // gates and sinks are v, f, d_y, on the key side k, g, q. A lane owns two neighbouring columns of a side. A block goes in
@@ -14,82 +15,17 @@
 //      half, from the lower; one more row is what leaves it. No gate is divided by.
 #pragma once
 
-#include "scores.cuh"
-#include "state.cuh"
+#include "chunk_gradients.cuh"
 
 namespace t2fw::cuda {
 
-inline constexpr int CHUNKS = 4, BLOCK = CHUNKS * CHUNK;  // chunks, tokens of a block
-inline constexpr int DESKS = 2 * CHUNKS, BACKWARD_WARPS = 2 * DESKS, HALF = CHUNK / 2;
-
-struct SideArgs {
-  Rows z, a, x, d_z, d_a, d_x;  // d_x: absent on the value side
-  int width;                    // D or K
-};
-
-struct BackwardArgs {
-  SideArgs side[2];  // value, key
-  StateOperand initial_state, d_final_state, d_initial_state;
-  const int64_t* cu_seqlens;
-  const float* checkpoints;   // [slots][H][K][D] before every interval-th token
-  float* local;               // Local of every segment but the first; NULL if a sequence is one segment
-  int64_t interval, T, H, segment;  // tokens between saved states (a power of two, at least 16), and in a segment
-  int segments, sequences;    // sequences: of a packed batch, else 0
-};
-
-// A side of a chunk.
-template <class T, class G>
-struct alignas(16) SideDesk {
-  T x[CHUNK][PITCH], z[CHUNK][PITCH];  // as they came
-  G a[CHUNK][SLICE];
-  union {
-    T sinks[CHUNK][PITCH];     // x times the products of a up to the token
-    T entering[CHUNK][PITCH];  // what the sinks meet of S, before any gate
-  };
-  union {
-    T sources[CHUNK][PITCH];  // z times the products of a behind the token
-    T leaving[CHUNK][PITCH];  // what the sources meet of R
-  };
-  float scores[CHUNK][CHUNK];
-  float all[SLICE];      // products of a over the chunk
-  float through[SLICE];  // the entering state met with the leaving gradient
-};
-
-template <class T, class G>
-struct BackwardMemory {
-  SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
-  T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];  // [value][key]: entering a chunk, and the gradient leaving it
-  float state[SLICE][SLICE + 4];                // S as it was saved, [key][value]: before the block, between steps 2
-  float gradient[STATE_WARPS][SLICE / 2][32];  // R of the warps that carry it, while they do step 3
-};
-
-// A state in shared memory as an operand: rows m, contracted over k. transposed: m counts the state's columns.
-template <bool transposed>
-struct Pieces {
-  uint32_t left, right;  // where this lane's rows of a 16x16 piece lie, as a left operand and as a right one
-  static constexpr uint32_t along = 16 * 2, down = PITCH * along;  // bytes to the next piece
-
-  template <class T>
-  __device__ __forceinline__ Pieces(const T (&state)[SLICE][PITCH], int first, int lane) {
-    const int row = lane % 8, i = lane / 8 % 2 * 8, j = lane / 16 * 8;
-    left = shared_address(transposed ? &state[j + row][first + i] : &state[first + i + row][j]);
-    right = shared_address(transposed ? &state[i + row][first + j] : &state[first + j + row][i]);
-  }
-  __device__ __forceinline__ static void load(uint32_t (&x)[4], uint32_t base, int m, int k) {
-    if constexpr (transposed) load_matrices_transposed(x, base + m * along + k * down);
-    else load_matrices(x, base + m * down + k * along);
-  }
-};
-
 // A thread block at work on its head.
 template <class T, class G>
-struct HeadBackward {
-  using P = typename Pair<T>::type;
-  using PG = typename Pair<G>::type;
-  using Desk = SideDesk<T, G>;
+struct HeadBackward : ChunkGradients<T, G> {
+  using Base = ChunkGradients<T, G>;
+  using typename Base::Desk, typename Base::P;
+  using Base::p, Base::memory, Base::first_value, Base::first_key;
   using State = StateRows<T, SLICE>;
-  const BackwardArgs& p;
-  BackwardMemory<T, G>& memory;
   int n, b, h;
   int64_t begin, length, checkpoint;  // begin, length: the sequence's tokens in batch row b
 
@@ -105,248 +41,11 @@ struct HeadBackward {
     const SideArgs& s = p.side[number % 2];
     Desk& desk = memory.desk[number];
     const Place c = place(int64_t{block} * BLOCK + number / 2 * CHUNK);
-    if (need != Need::sources) stage<SLICE>(desk.x, s.x, c, 0, s.width, 0.f);
-    if (need != Need::sinks) stage<SLICE>(desk.z, s.z, c, 0, s.width, 0.f);
-    stage<SLICE>(desk.a, s.a, c, 0, s.width, 1.f);
+    const int column = this->first_column(number % 2);
+    if (need != Need::sources) stage<SLICE>(desk.x, s.x, c, column, s.width, 0.f);
+    if (need != Need::sinks) stage<SLICE>(desk.z, s.z, c, column, s.width, 0.f);
+    stage<SLICE>(desk.a, s.a, c, column, s.width, 1.f);
     commit_copies();
-  }
-
-  // Sixteen tokens' rows as a left operand.
-  struct Left {
-    uint32_t x[SLICE / 16][4];
-    __device__ __forceinline__ Left(const T (&rows)[CHUNK][PITCH], int lane) {
-#pragma unroll
-      for (int k = 0; k < SLICE / 16; ++k) load_matrices(x[k], shared_address(&rows[lane % 16][k * 16 + lane / 16 * 8]));
-    }
-  };
-
-  // met[t][c] = sum over the other side's o of rows[t][o] state[.], for 32 columns from `first`.
-  template <class State>
-  __device__ __forceinline__ static void meet(const Left& rows, const State& state, int first, int lane,
-                                              T (&met)[CHUNK][PITCH]) {
-    const int g = lane / 4, j = lane % 4 * 2;
-#pragma unroll 1
-    for (int m = 0; m < SLICE / 32; ++m) {
-      float sum[2][4] = {};
-#pragma unroll
-      for (int k = 0; k < SLICE / 16; ++k) {
-        uint32_t right[4];
-        state.load(right, state.right, m, k);
-        multiply_add<T>(sum[0], rows.x[k], right[0], right[1]);
-        multiply_add<T>(sum[1], rows.x[k], right[2], right[3]);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        *reinterpret_cast<P*>(&met[g][first + m * 16 + i * 8 + j]) = narrow<T>(float2{sum[i][0], sum[i][1]});
-        *reinterpret_cast<P*>(&met[g + 8][first + m * 16 + i * 8 + j]) = narrow<T>(float2{sum[i][2], sum[i][3]});
-      }
-    }
-  }
-
-  // through[c] = sum over the other side's o of S all[o] R, for 32 columns from `first`.
-  template <class State>
-  __device__ __forceinline__ static void diagonal(const State& S, const State& R, int first, int lane, const float* all,
-                                                  float* through) {
-    const int g = lane / 4, j = lane % 4 * 2;
-#pragma unroll 1
-    for (int m = 0; m < SLICE / 32; ++m) {
-      float sum[2][4] = {};
-#pragma unroll
-      for (int k = 0; k < SLICE / 16; ++k) {
-        uint32_t left[4], right[4];
-        S.load(left, S.left, m, k);
-        R.load(right, R.right, m, k);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const P gates = narrow<T>(*reinterpret_cast<const float2*>(&all[k * 16 + i / 2 * 8 + j]));
-          left[i] = bits(__hmul2(*reinterpret_cast<const P*>(&left[i]), gates));
-        }
-        multiply_add<T>(sum[0], left, right[0], right[1]);
-        multiply_add<T>(sum[1], left, right[2], right[3]);
-      }
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if (g == j + e) {
-          through[first + m * 16 + g] = sum[0][e];
-          through[first + m * 16 + 8 + g] = sum[1][2 + e];
-        }
-    }
-  }
-
-  // What desk `number` meets of the states, half of its columns.
-  template <bool key_side>
-  __device__ __forceinline__ void meet_states(int number, bool upper, int lane) const {
-    const int chunk = number / 2, first = upper * (SLICE / 2);
-    Desk& desk = memory.desk[number];
-    const Desk& other = memory.desk[number ^ 1];
-    const Left sources(other.sources, lane), sinks(other.sinks, lane);
-    const Pieces<key_side> S(memory.S[chunk], first, lane), R(memory.R[chunk], first, lane);
-    chunk_barrier(chunk);
-    meet(sources, R, first, lane, desk.leaving);
-    meet(sinks, S, first, lane, desk.entering);
-    diagonal(S, R, first, lane, other.all, desk.through);
-  }
-
-  // One row of the sum over the first `tokens` sources of a half, and its gradient: see the top. entering: what is added
-  // before any gate; weight(s): the row's score of source s; adjoint: the row's own gradient. Returns the row's sum.
-  template <int tokens, class Weight>
-  __device__ __forceinline__ static float2 row(const Weight& weight, float2 entering, float2 adjoint, const float2 (&z)[HALF],
-                                               const float2 (&a)[HALF], float2 (&d_z)[HALF], float2 (&d_a)[HALF]) {
-    float2 before[tokens], sum = entering;
-#pragma unroll
-    for (int s = 0; s < tokens; ++s) {
-      before[s] = sum;
-      sum = fma(sum, a[s], weight(s) * z[s]);
-    }
-#pragma unroll
-    for (int s = tokens - 1; s >= 0; --s) {
-      d_z[s] = fma(weight(s), adjoint, d_z[s]);
-      d_a[s] = fma(adjoint, before[s], d_a[s]);
-      adjoint = adjoint * a[s];
-    }
-    return sum;
-  }
-
-  // Writes a half's rows of an output; a gate of one value a token takes the sum over the columns.
-  template <class E>
-  __device__ __forceinline__ static void put(const Rows& x, const Place& c, int first, int column, int columns,
-                                             const float2 (&value)[HALF]) {
-    using Two = typename Pair<E>::type;
-    if (!x.width) return;
-    E* to = const_cast<E*>(at<E>(x, c, first, column));
-    if (copied(x, c)) {
-      if (column >= columns) return;
-#pragma unroll
-      for (int t = 0; t < HALF; ++t, to += x.t) *reinterpret_cast<Two*>(to) = narrow<E>(value[t]);
-    } else if (x.width == columns) {
-#pragma unroll
-      for (int t = 0; t < HALF; ++t, to += x.t) {
-        if (first + t < c.count && column < columns) to[0] = narrow<E>(value[t].x);
-        if (first + t < c.count && column + 1 < columns) to[1] = narrow<E>(value[t].y);
-      }
-    } else {
-#pragma unroll
-      for (int t = 0; t < HALF; ++t, to += x.t) {
-        float sum = value[t].x + value[t].y;
-        for (int i = 16; i; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
-        if (first + t < c.count && column == 0) *to = narrow<E>(sum);
-      }
-    }
-  }
-
-  // A lane's two columns of a token, the first in `column`.
-  __device__ __forceinline__ static float2 two(const T (&row)[PITCH], int column) {
-    return widen(*reinterpret_cast<const P*>(&row[column]));
-  }
-  __device__ __forceinline__ static float2 two(const G (&row)[SLICE], int column) {
-    return widen(*reinterpret_cast<const PG*>(&row[column]));
-  }
-  __device__ __forceinline__ static void load_weights(const float* from, float (&weights)[HALF]) {
-#pragma unroll
-    for (int i = 0; i < HALF; i += 4) *reinterpret_cast<float4*>(weights + i) = *reinterpret_cast<const float4*>(from + i);
-  }
-
-  // What leaves the lower half beside the state: for the sinks of the upper.
-  __device__ __forceinline__ static void meet_upper(const Desk& desk, int column, const float (&scores)[CHUNK][CHUNK],
-                                                    float2 (&leaves)[HALF], float2& through) {
-    float2 product = {1.f, 1.f}, met = {0.f, 0.f}, sum[HALF] = {};
-#pragma unroll
-    for (int t = HALF; t < CHUNK; ++t) {
-      product = product * two(desk.a[t], column);
-      const float2 sink = product * two(desk.x[t], column);
-      met = fma(sink, two(desk.entering[t], column), met);
-      float weights[HALF];
-      load_weights(scores[t], weights);
-#pragma unroll
-      for (int s = 0; s < HALF; ++s) sum[s] = fma(weights[s], sink, sum[s]);
-    }
-#pragma unroll
-    for (int s = 0; s < HALF; ++s) leaves[s] = fma(product, leaves[s], sum[s]);
-    through = fma(product, through, met);
-  }
-
-  // What enters the upper half: the state behind the lower half's gates, and the lower half's sources.
-  __device__ __forceinline__ static void meet_lower(const Desk& desk, int column, const float (&scores)[CHUNK][CHUNK],
-                                                    float2 (&enters)[HALF], float2& through) {
-    float2 product = {1.f, 1.f}, met = {0.f, 0.f}, source[HALF];
-#pragma unroll
-    for (int s = HALF - 1; s >= 0; --s) {
-      source[s] = product * two(desk.z[s], column);
-      met = fma(source[s], two(desk.leaving[s], column), met);
-      product = product * two(desk.a[s], column);
-    }
-#pragma unroll
-    for (int t = 0; t < HALF; ++t) {
-      float weights[HALF];
-      load_weights(scores[HALF + t], weights);
-      enters[t] = product * two(desk.entering[HALF + t], column);
-#pragma unroll
-      for (int s = 0; s < HALF; ++s) enters[t] = fma(weights[s], source[s], enters[t]);
-    }
-    through = fma(product, through, met);
-  }
-
-  // The rows of a half; enters becomes their sums.
-  template <int... u>
-  __device__ __forceinline__ static void rows(std::integer_sequence<int, u...>, const float (&scores)[CHUNK][CHUNK], int first,
-                                              float2 (&enters)[HALF], const P (&x)[HALF], const float2 (&z)[HALF],
-                                              const float2 (&a)[HALF], float2 (&d_z)[HALF], float2 (&d_a)[HALF]) {
-    const auto one = [&](auto number) {
-      constexpr int t = decltype(number)::value;
-      float weights[HALF];
-      load_weights(&scores[first + t][first], weights);
-      enters[t] = row<t + 1>([&](int i) { return weights[i]; }, enters[t], widen(x[t]), z, a, d_z, d_a);
-    };
-    (one(std::integral_constant<int, u>{}), ...);
-  }
-
-  // Step 3, the upper or lower half of desk `number`. next: stages what comes after; called when the operands are not
-  // needed again.
-  template <class Next>
-  __device__ __forceinline__ void gradients(int number, bool upper, const Place& c, const Next& next) const {
-    const bool key_side = number % 2;
-    const SideArgs& s = p.side[key_side];
-    const int first = upper * HALF;
-    const int lane = fresh(threadIdx.x % 32), column = 2 * lane;
-    Desk& desk = memory.desk[number];
-    const Desk& other = memory.desk[number ^ 1];
-    if (key_side) meet_states<true>(number, upper, lane);
-    else meet_states<false>(number, upper, lane);
-    pair_barrier(number);
-    float2 z[HALF], a[HALF], enters[HALF], d_z[HALF] = {}, d_a[HALF] = {};
-    {
-      float2 leaves[HALF], through = *reinterpret_cast<const float2*>(&desk.through[column]);
-#pragma unroll
-      for (int t = 0; t < HALF; ++t) {
-        z[t] = two(desk.z[first + t], column);
-        a[t] = two(desk.a[first + t], column);
-        leaves[t] = two(desk.leaving[first + t], column);
-      }
-      if (upper) meet_lower(desk, column, other.scores, enters, through);
-      else meet_upper(desk, column, other.scores, leaves, through);
-      row<HALF>([&](int i) { return leaves[i]; }, through, {1.f, 1.f}, z, a, d_z, d_a);
-    }
-    P x[HALF];
-#pragma unroll
-    for (int t = 0; t < HALF; ++t) {
-      x[t] = *reinterpret_cast<const P*>(&desk.x[first + t][column]);
-      if (!upper) enters[t] = two(desk.entering[t], column);
-    }
-    pair_barrier(number);
-    if (!upper) next();
-    rows(std::make_integer_sequence<int, HALF>{}, other.scores, first, enters, x, z, a, d_z, d_a);
-    put<T>(s.d_x, c, first, column, s.width, enters);
-    put<T>(s.d_z, c, first, column, s.width, d_z);
-    put<G>(s.d_a, c, first, column, s.width, d_a);
-  }
-
-  // Of the two warps at a desk.
-  __device__ __forceinline__ static void pair_barrier(int number) {
-    asm volatile("bar.sync %0, 64;" ::"r"(number + 1) : "memory");
-  }
-  // Of the four at a chunk.
-  __device__ __forceinline__ static void chunk_barrier(int chunk) {
-    asm volatile("bar.sync %0, 128;" ::"r"(DESKS + 1 + chunk) : "memory");
   }
 
   // Step 1.
@@ -412,18 +111,19 @@ struct HeadBackward {
     if (block == 0) {
       State S;
       if (number >= STATE_WARPS) return;
-      S.load(p.initial_state, n, h, number * 16, D, K);
-      S.each(number * 16, SLICE, SLICE, [&](float& s, int d, int key) { memory.state[key][d] = s; });
+      S.load(p.initial_state, n, h, first_value + number * 16, first_key, D, K);
+      S.each(number * 16, 0, SLICE, SLICE, [&](float& s, int d, int key) { memory.state[key][d] = s; });
       return;
     }
-    const float* const saved = p.checkpoints + ((checkpoint + int64_t{block} * BLOCK / p.interval - 1) * p.H + h) * K * D;
+    const int64_t slot = checkpoint + int64_t{block} * BLOCK / p.interval - 1;
+    const float* const saved = p.checkpoints + (slot * p.H + h) * K * D + int64_t{first_key} * D + first_value;
     constexpr int pieces = SLICE / 4, rows = 32 / pieces;
-    const int d = lane % pieces * 4;
-    for (int key = number * rows + lane / pieces; key < K; key += DESKS * rows) {
+    const int d = lane % pieces * 4, values = D - first_value;
+    for (int key = number * rows + lane / pieces; key < min(SLICE, K - first_key); key += DESKS * rows) {
       if (D % 4 == 0) {
-        if (d < D) copy_async(&memory.state[key][d], saved + key * D + d);
+        if (d < values) copy_async(&memory.state[key][d], saved + int64_t{key} * D + d);
       } else {
-        for (int i = d; i < d + 4 && i < D; ++i) memory.state[key][i] = saved[key * D + i];
+        for (int i = d; i < d + 4 && i < values; ++i) memory.state[key][i] = saved[int64_t{key} * D + i];
       }
     }
   }
@@ -461,10 +161,10 @@ struct HeadBackward {
     if (warp >= 2 * STATE_WARPS || (warp >= STATE_WARPS && need == Need::sources)) return;
     State state;
     if (warp < STATE_WARPS) {
-      state.each(first_row, SLICE, SLICE, [&](float& s, int d, int key) { s = memory.state[key][d]; });
+      state.each(first_row, 0, SLICE, SLICE, [&](float& s, int d, int key) { s = memory.state[key][d]; });
       forth(state, first_row, need == Need::all);
       if (need == Need::sources)
-        state.each(first_row, SLICE, SLICE, [&](float& s, int d, int key) { memory.state[key][d] = s; });
+        state.each(first_row, 0, SLICE, SLICE, [&](float& s, int d, int key) { memory.state[key][d] = s; });
     } else {
       state = parked(warp - STATE_WARPS);
       back(state, first_row, true, nullptr);
@@ -490,7 +190,7 @@ struct HeadBackward {
       __syncthreads();
       sweep(item.need(), warp, first_row);
       __syncthreads();
-      if (item.need() == Need::all) gradients(number, warp % 2, place(int64_t{item.block} * BLOCK + number / 2 * CHUNK), stage_next);
+      if (item.need() == Need::all) this->gradients(number, warp % 2, place(int64_t{item.block} * BLOCK + number / 2 * CHUNK), stage_next);
       else if (warp % 2 == 0) stage_next();
       item = next;
     }
@@ -516,8 +216,10 @@ struct HeadBackward {
 template <class T, class G, bool outputs>
 __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
-  const int segment = static_cast<int>(blockIdx.x % p.segments), h = static_cast<int>(blockIdx.x / p.segments % p.H);
-  const int n = static_cast<int>(blockIdx.x / p.segments / p.H);
+  const int segment = static_cast<int>(blockIdx.x % p.segments), tiles = p.side[0].tiles * p.side[1].tiles;
+  const int tile = static_cast<int>(blockIdx.x / p.segments % tiles), value = tile % p.side[0].tiles * SLICE;
+  const int key = tile / p.side[0].tiles * SLICE, h = static_cast<int>(blockIdx.x / p.segments / tiles % p.H);
+  const int n = static_cast<int>(blockIdx.x / p.segments / tiles / p.H);
   int64_t begin = 0, length = p.T, checkpoint = p.T ? int64_t{n} * ((p.T - 1) / p.interval) : 0;
   if (p.sequences) {
     const auto clamp = [&](int64_t x) { return x < 0 ? 0 : x > p.T ? p.T : x; };
@@ -526,8 +228,8 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
     length = end > begin ? end - begin : 0;
     checkpoint = begin / p.interval + n;
   }
-  const HeadBackward<T, G> kernel{p, *reinterpret_cast<BackwardMemory<T, G>*>(memory), n, p.sequences ? 0 : n, h, begin,
-                                   length, checkpoint};
+  const HeadBackward<T, G> kernel{{p, *reinterpret_cast<BackwardMemory<T, G>*>(memory), value, key},
+                                  n, p.sequences ? 0 : n, h, begin, length, checkpoint};
   const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * STATE_WARPS, first_row = warp % STATE_WARPS * 16;
   const int blocks = static_cast<int>((length + BLOCK - 1) / BLOCK), each = static_cast<int>(p.segment / BLOCK);
   const int first = segment * each, last = segment + 1 < p.segments && blocks > first + each ? first + each : blocks;
@@ -536,20 +238,47 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   StateRows<T, SLICE> R;
   if constexpr (outputs) {
     if (holds_R) {
-      R.load(p.d_final_state, n, h, first_row, p.side[0].width, p.side[1].width);
+      R.load(p.d_final_state, n, h, value + first_row, key, p.side[0].width, p.side[1].width);
       for (int s = p.segments - 1; s > segment; --s) Local<T, SLICE>::pass(local_of(s), thread, R);
       kernel.park(R, warp - STATE_WARPS);
     }
     if (last > first) kernel.run(first, last);
     if (holds_R && segment == 0) {
       R = kernel.parked(warp - STATE_WARPS);
-      R.store(p.d_initial_state, n, h, first_row, p.side[0].width, p.side[1].width);
+      R.store(p.d_initial_state, n, h, value + first_row, key, p.side[0].width, p.side[1].width);
     }
   } else if (segment > 0) {
     Local<T, SLICE> local;
     if (last > first) kernel.run_local(R, local, first, last);
     if (holds_R) local.put(local_of(segment), thread, R);
   }
+}
+
+// What sum_parts adds up: an output of T, or of G, and its parts, [count][B][T][H][width].
+struct SumArgs {
+  struct Output {
+    Rows to;
+    const float* parts;
+    int64_t next;
+    int count;
+    bool gate;
+  } output[5];
+  int64_t B, T, H;
+};
+
+// One thread an element, blockIdx.y an output.
+template <class T, class G>
+__global__ void sum_parts(const __grid_constant__ SumArgs p) {
+  const SumArgs::Output& o = p.output[blockIdx.y];
+  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (!o.count || i >= p.B * p.T * p.H * o.to.width) return;
+  float sum = 0;
+  for (int part = 0; part < o.count; ++part) sum += o.parts[part * o.next + i];
+  const int64_t token = i / o.to.width, h = token % p.H, t = token / p.H % p.T, b = token / p.H / p.T;
+  const int64_t at = b * o.to.b + t * o.to.t + h * o.to.h + i % o.to.width;
+  void* const data = const_cast<void*>(o.to.data);
+  if (o.gate) static_cast<G*>(data)[at] = narrow<G>(sum);
+  else static_cast<T*>(data)[at] = narrow<T>(sum);
 }
 
 }  // namespace t2fw::cuda

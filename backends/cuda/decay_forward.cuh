@@ -274,7 +274,7 @@ struct State {
   __device__ __forceinline__ void run() const {
     const int first_row = task.column + warp * 16, thread = warp * 32 + threadIdx.x % 32;
     Rows rows;
-    rows.load(p.initial_state, task.n, task.h, first_row, p.D, p.K);
+    rows.load(p.initial_state, task.n, task.h, first_row, 0, p.D, p.K);
     for (int64_t s = 0; s < task.segment; ++s) Local<T, KP>::pass(local(s), thread, rows);  // always in this order
     int64_t number = max(task.start - 1, int64_t{0}) / p.interval;
     int64_t next = p.checkpoints ? (number + 1) * p.interval - task.start : -1;
@@ -283,7 +283,7 @@ struct State {
     for (int64_t first = 0; first < task.length; first += CHUNK) {
       if (first == next) {
         float* const saved = p.checkpoints + ((task.checkpoint + number++) * p.H + task.h) * p.K * p.D;
-        rows.each(first_row, p.D, p.K, [&](float& s, int d, int key) { saved[static_cast<int64_t>(key) * p.D + d] = s; });
+        rows.each(first_row, 0, p.D, p.K, [&](float& s, int d, int key) { saved[static_cast<int64_t>(key) * p.D + d] = s; });
         next += p.interval;
       }
       Desk& desk = desks[turn];
@@ -295,7 +295,7 @@ struct State {
       rows.apply(update);
       if (++turn == turns) turn = 0, round ^= 1;
     }
-    if (task.segment + 1 == p.segments) rows.store(p.final_state, task.n, task.h, first_row, p.D, p.K);
+    if (task.segment + 1 == p.segments) rows.store(p.final_state, task.n, task.h, first_row, 0, p.D, p.K);
   }
 
   __device__ __forceinline__ void run_local() const {

@@ -25,14 +25,14 @@ class DecayForward {
 // decay backward of one plan, from the states that forward saved.
 class DecayBackward {
  public:
-  static bool takes(const Problem& p);  // D and K are small enough
+  static bool takes(const Problem& p);
   explicit DecayBackward(const Problem& p);
   size_t scratch_size() const { return scratch_; }
   void operator()(const t2fw_backward_args& a, cudaStream_t stream) const;
 
  private:
   Problem p_;
-  int64_t segments_, segment_, blocks_;
+  int64_t segments_, segment_, blocks_, local_floats_;  // local_floats_: of all segments' local states in scratch
   size_t scratch_;
 };
 

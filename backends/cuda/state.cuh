@@ -18,10 +18,10 @@ struct StateRows {
   static constexpr int N = KP / 8;
   float S[N][4] = {};
 
-  // body(element, d, key) for the elements inside [D][K]; first: the warp's first row.
+  // body(element, d, key) for the elements inside [D][K]; first, first_key: those of the warp's first row and column.
   template <class Body>
-  __device__ __forceinline__ void each(int first, int D, int K, const Body& body) {
-    const int lane = threadIdx.x % 32, d = first + lane / 4, j = lane % 4 * 2;
+  __device__ __forceinline__ void each(int first, int first_key, int D, int K, const Body& body) {
+    const int lane = threadIdx.x % 32, d = first + lane / 4, j = first_key + lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
@@ -31,19 +31,20 @@ struct StateRows {
       }
   }
   // Elements outside [D][K] stay.
-  __device__ __forceinline__ void load(const StateOperand& x, int64_t b, int64_t h, int first, int D, int K) {
+  __device__ __forceinline__ void load(const StateOperand& x, int64_t b, int64_t h, int first, int first_key, int D, int K) {
     if (!x.data) return;
     const int64_t base = b * x.strides.b + h * x.strides.h;
-    each(first, D, K, [&](float& s, int d, int key) {
+    each(first, first_key, D, K, [&](float& s, int d, int key) {
       const int64_t at = base + d * x.strides.d + key;
       s = x.wide ? static_cast<const float*>(x.data)[at] : widen(static_cast<const T*>(x.data)[at]);
     });
   }
-  __device__ __forceinline__ void store(const StateOperand& x, int64_t b, int64_t h, int first, int D, int K) {
+  __device__ __forceinline__ void store(const StateOperand& x, int64_t b, int64_t h, int first, int first_key, int D,
+                                        int K) {
     if (!x.data) return;
     void* const to = const_cast<void*>(x.data);
     const int64_t base = b * x.strides.b + h * x.strides.h;
-    each(first, D, K, [&](float& s, int d, int key) {
+    each(first, first_key, D, K, [&](float& s, int d, int key) {
       const int64_t at = base + d * x.strides.d + key;
       if (x.wide) static_cast<float*>(to)[at] = s;
       else static_cast<T*>(to)[at] = narrow<T>(s);
