@@ -229,6 +229,37 @@ def test_drop_in(rule):
         close(wide(got), wide(want), "float64")
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_call_is_the_operator(rule):
+    """A plain call goes past the dispatcher; under a mode it is the operator. Both give the same bits."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    seen, x, names = [], tensors(inputs(2, 19, 2, 3, 4)), (*RULES[rule], "initial_state")
+    plain = call(rule, x)
+    d_plain = torch.autograd.grad(plain[0].sum() + plain[1].sum(), [x[n] for n in names])
+    with Record():
+        recorded = call(rule, x)
+        d_recorded = torch.autograd.grad(recorded[0].sum() + recorded[1].sum(), [x[n] for n in names])
+    assert f"t2fw.{rule}.default" in seen and f"t2fw.{rule}_backward.default" in seen
+    for a, b in zip((*plain, *d_plain), (*recorded, *d_recorded)):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(plain, call(rule, x)))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_second_derivative_is_an_error(rule):
+    x = tensors(inputs(1, 5, 1, 2, 3))
+    (d_v,) = torch.autograd.grad(call(rule, x)[0].pow(2).sum(), x["v"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+        d_v.sum().backward()
+
+
 def everything(rule, x):
     """The outputs and the gradient of every input, and a decode step from the final state."""
     names = [n for n in (*RULES[rule], "initial_state") if x[n] is not None]

@@ -248,12 +248,46 @@ def _differentiable(*tensors: Optional[Tensor]) -> bool:
     return False
 
 
+def _plain(*tensors: Optional[Tensor]) -> bool:
+    """Whether nobody has to see a call as an operator: no compiler, no mode, no transform, no tensors of other classes."""
+    return not (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
+    ) and all(a is None or type(a) in (Tensor, torch.nn.Parameter) for a in tensors)
+
+
+class _Parallel(torch.autograd.Function):
+    """What t2fw::decay and t2fw::delta do, in one layer: those of an operator's in Python take longer than many kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: str, backend: Optional[str], cu_seqlens: Optional[Tensor], state: Optional[Tensor],
+                *tokens: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+        y, final_state, saved = _core.forward(_core.problem(Torch, rule, *tokens, state, cu_seqlens, backend), True)
+        ctx.rule, ctx.backend = rule, backend
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(cu_seqlens, state, *tokens, saved)
+        return y, final_state
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_y: Optional[Tensor], d_final_state: Optional[Tensor]) -> Tuple[Any, ...]:
+        cu_seqlens, state, *tokens, saved = ctx.saved_tensors
+        if d_y is None:
+            d_y = torch.zeros_like(tokens[0])
+        p = _core.problem(Torch, ctx.rule, *tokens, state, cu_seqlens, ctx.backend)
+        d = _core.backward(p, saved, d_y, d_final_state)
+        return (None, None, None, None if state is None else d["initial_state"], *(d.get(n) for n in "vfqkg"))
+
+
 def parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, backend):  # type: ignore[no-untyped-def]
     v, f, q, k, g = _cast(v, f, q, k, g)
     for name, a in (("initial_state", initial_state), ("cu_seqlens", cu_seqlens)):
         if a is not None and not isinstance(a, Tensor):
             raise TypeError(f"{name} is a {type(a).__name__}; expected a torch tensor, as v")
     save = _differentiable(v, f, q, k, g, initial_state)
+    if _plain(v, f, q, k, g, initial_state, cu_seqlens):
+        if save:
+            return _Parallel.apply(rule, backend, cu_seqlens, initial_state, v, f, q, k, g)
+        return _core.forward(_core.problem(Torch, rule, v, f, q, k, g, initial_state, cu_seqlens, backend), False)[:2]
     if rule == "decay":
         y, final_state, _ = torch.ops.t2fw.decay(v, f, q, k, g, initial_state, cu_seqlens, save, backend)
     else:
