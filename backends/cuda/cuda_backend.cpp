@@ -10,6 +10,24 @@
 namespace t2fw {
 namespace {
 
+// Makes the plan's GPU the thread's own for as long as it lives.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    cudaGetDevice(&before_);
+    if (device != before_) cudaSetDevice(device);
+    else before_ = -1;
+  }
+  ~OnDevice() {
+    if (before_ >= 0) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = -1;
+};
+
 // Forward and step are native, backward where D and K allow; the portable one takes the states that forward saved.
 class CudaExecutor final : public Executor {
  public:
@@ -23,13 +41,16 @@ class CudaExecutor final : public Executor {
   }
   size_t saved_size() const override { return portable_->saved_size(); }
   void forward(const t2fw_forward_args& args, void* stream) const override {
+    const OnDevice device(p_.device_index);
     forward_(args, static_cast<cudaStream_t>(stream));
   }
   void backward(const t2fw_backward_args& args, void* stream) const override {
+    const OnDevice device(p_.device_index);
     if (backward_) (*backward_)(args, static_cast<cudaStream_t>(stream));
     else portable_->backward(args, stream);
   }
   void step(const t2fw_step_args& args, void* stream) const override {
+    const OnDevice device(p_.device_index);
     cuda::step(p_, args, static_cast<cudaStream_t>(stream));
   }
 
@@ -41,6 +62,8 @@ class CudaExecutor final : public Executor {
 };
 
 class CudaBackend final : public Backend {
+  static constexpr int64_t most_heads = 1 << 22;  // thread blocks of all tiles are counted in 32 bits
+
  public:
   const char* name() const override { return "cuda"; }
   t2fw_device device() const override { return T2FW_CUDA; }
@@ -52,13 +75,21 @@ class CudaBackend final : public Backend {
     if (bytes_of(p.data_dtype) != 2) return "data_dtype must be T2FW_FP16 or T2FW_BF16";
     if (p.K > cuda::largest_key)
       return "K must be at most " + std::to_string(cuda::largest_key) + " here; K is " + std::to_string(p.K);
-    int major = 0;
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, p.device_index);
-    if (major < 8) return "the GPU must be of compute capability 8.0 or newer";
+    if (sequence_count(p) * p.H > most_heads)
+      return "there must be at most " + std::to_string(most_heads) + " heads of sequences; there are " +
+             std::to_string(sequence_count(p) * p.H);
+    int memory = 0;
+    cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, p.device_index);
+    if (memory < cuda::shared_memory)
+      return "the GPU must give a block " + std::to_string(cuda::shared_memory) + " bytes of shared memory, as compute "
+             "capability 9.0 does; this one gives " + std::to_string(memory);
     return "";
   }
 
-  std::unique_ptr<Executor> bind(const Problem& p) const override { return std::make_unique<CudaExecutor>(p); }
+  std::unique_ptr<Executor> bind(const Problem& p) const override {
+    const OnDevice device(p.device_index);
+    return std::make_unique<CudaExecutor>(p);
+  }
 
   std::string wrong_memory(const Problem& p, const void* pointer) const override {
     return kokkos_device_backend().wrong_memory(p, pointer);

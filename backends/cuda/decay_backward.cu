@@ -20,6 +20,7 @@ struct Choice {
 
 template <class T, class G>
 Choice choice() {
+  static_assert(sizeof(BackwardMemory<T, G>) <= shared_memory);
   return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, sum_parts<T, G>,
           sizeof(BackwardMemory<T, G>), Local<T, SLICE>::FLOATS};
 }

@@ -12,6 +12,7 @@
 // zero and its products of gates, from which every segment of the second finds the state it starts from.
 #pragma once
 
+#include "kernels.hpp"
 #include "scores.cuh"
 #include "state.cuh"
 
@@ -51,7 +52,7 @@ struct alignas(16) Desk {
 // Chunks under way at once: three warps a scheduler beside its state warp, 128 registers a thread, if an SM's memory has
 // room for their desks, else at most two, 168 registers a thread.
 template <class Desk>
-inline constexpr int desks_that_fit = 227 * 1024 / sizeof(Desk);
+inline constexpr int desks_that_fit = shared_memory / sizeof(Desk);
 template <class T, class G, int KP>
 inline constexpr int inside_warps = desks_that_fit<Desk<T, G, KP>> >= 12  ? 12
                                     : desks_that_fit<Desk<T, G, KP>> >= 8 ? 8

@@ -7,7 +7,8 @@
 
 namespace t2fw::cuda {
 
-inline constexpr int64_t largest_key = 128;  // K that a state warp's registers hold
+inline constexpr int64_t largest_key = 128;       // K that a state warp's registers hold
+inline constexpr int shared_memory = 227 * 1024;  // of a block, at most
 
 // decay forward of one plan.
 class DecayForward {
