@@ -73,6 +73,8 @@ const std::vector<Case>& all_cases() {
       decay(BF16, BF16, F32, FULL, FULL, 2, 1000, 2, 64, 64, Sigmoid),
       decay(BF16, F32, F32, FULL, FULL, 1, 1027, 1, 96, 128, Slow),
       decay(BF16, F32, F32, HEAD, HEAD, 1, 65, 2, 96, 128),
+      decay(BF16, F32, F32, FULL, FULL, 1, 1000, 1, 48, 40, Opposed),
+      decay(F32, F32, F32, FULL, FULL, 1, 300, 1, 16, 16, Opposed, false),
       decay(F16, F32, F32, HEAD, FULL, 2, 777, 1, 64, 40, Mixed, true, Packed),
       // delta
       delta(F64, F64, 2, 0, 2, 3, 16),
@@ -112,7 +114,7 @@ std::string name_of(const Case& c) {
   if (c.rule == T2FW_DECAY) name += std::string("_gate_") + text(c.gate) + "_f" + text(c.f) + "_g" + text(c.g);
   name += std::string("_state_") + text(c.state);
   name += number("_B", c.B) + number("_T", c.T) + number("_H", c.H) + number("_D", c.D) + number("_K", c.K);
-  if (c.rule == T2FW_DECAY) name += c.regime == Sigmoid ? "_sigmoid" : c.regime == Slow ? "_slow" : "_mixed";
+  if (c.rule == T2FW_DECAY) name += c.regime == Sigmoid ? "_sigmoid" : c.regime == Slow ? "_slow" : c.regime == Mixed ? "_mixed" : "_opposed";
   if (c.key_norm != 1) name += "_longkeys";
   name += c.layout == Bthx ? "_bthx" : c.layout == Bhtx ? "_bhtx" : "_packed";
   return name + (c.initial ? "" : "_fromzero");

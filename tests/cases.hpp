@@ -9,7 +9,9 @@
 
 namespace test {
 
-enum class Regime { Sigmoid, Slow, Mixed };  // Mixed: sigmoid with 0, -0.5, 1e-30, 1 and 1.5 strewn in
+// Mixed: sigmoid with 0, -0.5, 1e-30, 1 and 1.5 strewn in. Opposed: f = 2 and g = 1/2, whose products leave fp32's range
+// apart and are 1 together.
+enum class Regime { Sigmoid, Slow, Mixed, Opposed };
 enum class Layout { Bthx, Bhtx, Packed };    // Packed: slices of one wide projection, gaps between the tokens
 
 struct Case {

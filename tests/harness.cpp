@@ -364,10 +364,10 @@ Args inputs_of(Session& r, t2fw_operation operation) {
 }
 }  // namespace
 
-void Session::forward(bool with_saved) {
+void Session::forward(bool with_saved, bool in_place) {
   auto a = inputs_of<t2fw_forward_args>(*this, T2FW_FORWARD);
   a.cu_seqlens = reinterpret_cast<const int64_t*>(cu.data());
-  a.y = y.data(), a.final_state = final_state.data();
+  a.y = y.data(), a.final_state = (in_place ? initial_state : final_state).data();
   if (with_saved) a.saved = saved.data(), a.saved_size = saved.size();
   ASSERT_EQ(t2fw_forward(plan.get(), &a, nullptr), T2FW_SUCCESS) << t2fw_last_error();
   expect_guards();

@@ -125,7 +125,8 @@ struct Session {
 
   // False, after a failure or a skip was recorded, if there is no plan.
   bool ready() const { return plan != nullptr; }
-  void forward(bool with_saved = true);
+  // in_place: the final state overwrites the initial one.
+  void forward(bool with_saved = true, bool in_place = false);
   void backward();
   // One token; in place unless final_state is another operand.
   void step(bool in_place, const std::vector<int64_t>& slots = {}, int64_t pool = 0);

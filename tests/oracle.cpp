@@ -123,6 +123,7 @@ Tensors make_inputs(const Case& c) {
   x.q = fill(tokens * c.K, c.data, by_K);
   x.k = fill(tokens * c.K, T2FW_FP64, by_K);
   x.g = gates(c.g, c.K);
+  if (c.regime == Regime::Opposed) x.f.assign(x.f.size(), 2), x.g.assign(x.g.size(), 0.5);
   for (size_t at = 0; at < x.k.size(); at += static_cast<size_t>(c.K)) {
     double square = 0;
     for (size_t j = 0; j < static_cast<size_t>(c.K); j++) square += x.k[at + j] * x.k[at + j];

@@ -24,6 +24,19 @@ TEST_P(Forward, EqualsOracle) {
   EXPECT_EQ(run.final_state.bits(), state);
 }
 
+TEST_P(Forward, InPlaceHasTheSameBits) {
+  const auto& [backend, c] = GetParam();
+  if (!c.initial) GTEST_SKIP() << "from zero";
+  const Tensors x = make_inputs(c);
+  Session run(backend, c, x), again(backend, c, x);
+  T2FW_NEED_PLAN(run);
+  run.forward(false);
+  again.forward(false, true);
+  if (HasFatalFailure()) return;
+  EXPECT_EQ(again.y.bits(), run.y.bits());
+  EXPECT_EQ(again.initial_state.bits(), run.final_state.bits());
+}
+
 INSTANTIATE_TEST_SUITE_P(All, Forward, testing::ValuesIn(parameters(all_cases())), parameter_name);
 
 }  // namespace

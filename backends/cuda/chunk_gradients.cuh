@@ -127,8 +127,10 @@ struct ChunkGradients {
         R.load(right, R.right, m, k);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const P gates = narrow<T>(*reinterpret_cast<const float2*>(&all[k * 16 + i / 2 * 8 + j]));
-          left[i] = bits(__hmul2(*reinterpret_cast<const P*>(&left[i]), gates));
+          const float2 gates = *reinterpret_cast<const float2*>(&all[k * 16 + i / 2 * 8 + j]);
+          const P piece = *reinterpret_cast<const P*>(&left[i]);
+          if constexpr (std::is_same_v<T, __half>) left[i] = bits(narrow<T>(widen(piece) * gates));  // gates may be wider
+          else left[i] = bits(__hmul2(piece, narrow<T>(gates)));
         }
         multiply_add<T>(sum[0], left, right[0], right[1]);
         multiply_add<T>(sum[1], left, right[2], right[3]);

@@ -28,11 +28,13 @@ class OnDevice {
   int before_ = -1;
 };
 
-// Forward and step are native, backward where D and K allow; the portable one takes the states that forward saved.
+// Forward and step are native, backward where D, K and the gates allow (DecayBackward::takes), else the portable one, from
+// the states that the native forward saved.
 class CudaExecutor final : public Executor {
  public:
   explicit CudaExecutor(const Problem& p) : p_(p), forward_(p), portable_(kokkos_device_backend().bind(p)) {
     if (cuda::DecayBackward::takes(p)) backward_.emplace(p);
+    cuda::prepare_step(p);
   }
   size_t scratch_size(t2fw_operation operation) const override {
     if (operation == T2FW_STEP) return 0;

@@ -66,6 +66,7 @@ bool DecayBackward::takes(const Problem& p) {
 DecayBackward::DecayBackward(const Problem& p) : p_(p) {
   const Choice use = choose(p);
   for (const Kernel kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
+  load(reinterpret_cast<const void*>(use.sum));
   const int64_t each = tiles(p.D) * tiles(p.K);
   const Segments cuts = cut(p, each, std::max<int64_t>(BLOCK, checkpoint_interval(p)));  // they start where a state was saved
   segments_ = cuts.count, segment_ = cuts.tokens;

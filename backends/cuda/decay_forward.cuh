@@ -23,7 +23,7 @@ struct ForwardArgs {
   StateOperand initial_state, final_state;
   const int64_t* cu_seqlens;
   float* checkpoints;  // [slots][H][K][D] before every interval-th token, or NULL
-  float* local;        // Local of every segment but the last; NULL if a sequence is one segment
+  float* local;        // Local of every segment, see keep_initial; NULL if a sequence is one segment
   int64_t interval, T, H, segment;  // tokens between saved states, and in a segment: multiples of CHUNK
   int D, K, segments, sequences;    // sequences: of a packed batch, else 0
 };
@@ -275,7 +275,8 @@ struct State {
   __device__ __forceinline__ void run() const {
     const int first_row = task.column + warp * 16, thread = warp * 32 + threadIdx.x % 32;
     Rows rows;
-    rows.load(p.initial_state, task.n, task.h, first_row, 0, p.D, p.K);
+    if (p.segments > 1) Local<T, KP>::get(local(p.segments - 1), thread, rows);
+    else rows.load(p.initial_state, task.n, task.h, first_row, 0, p.D, p.K);
     for (int64_t s = 0; s < task.segment; ++s) Local<T, KP>::pass(local(s), thread, rows);  // always in this order
     int64_t number = max(task.start - 1, int64_t{0}) / p.interval;
     int64_t next = p.checkpoints ? (number + 1) * p.interval - task.start : -1;
@@ -297,6 +298,13 @@ struct State {
       if (++turn == turns) turn = 0, round ^= 1;
     }
     if (task.segment + 1 == p.segments) rows.store(p.final_state, task.n, task.h, first_row, 0, p.D, p.K);
+  }
+
+  // Nobody continues from the last segment: in its place the initial state is kept, which final_state may overwrite.
+  __device__ __forceinline__ void keep_initial() const {
+    Rows rows;
+    rows.load(p.initial_state, task.n, task.h, task.column + warp * 16, 0, p.D, p.K);
+    Local<T, KP>().put(local(task.segment), warp * 32 + threadIdx.x % 32, rows);
   }
 
   __device__ __forceinline__ void run_local() const {
@@ -326,7 +334,10 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G, KP> + STATE_WARPS), 1
   auto* const desks = reinterpret_cast<Desk<T, G, KP>*>(memory);
   const Task task = Task::of(p, blockIdx.x);
   const int warp = threadIdx.x / 32;
-  if (!outputs && task.segment + 1 == p.segments) return;  // nobody continues from the last segment
+  if (!outputs && task.segment + 1 == p.segments) {
+    if (warp >= inside) State<T, G, KP>{p, task, desks, warp - inside}.keep_initial();
+    return;
+  }
   if (threadIdx.x < inside) {
     desks[threadIdx.x].full.init(1);
     desks[threadIdx.x].done.init(STATE_WARPS);

@@ -38,6 +38,7 @@ class DecayBackward {
 };
 
 // decay step of any D and K.
+void prepare_step(const Problem& p);  // once, when a plan is made
 void step(const Problem& p, const t2fw_step_args& a, cudaStream_t stream);
 
 }  // namespace t2fw::cuda

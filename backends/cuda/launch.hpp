@@ -9,12 +9,14 @@ namespace t2fw::cuda {
 
 void check(cudaError_t error);
 void raise_shared_memory(const void* kernel, size_t bytes);
+// Loads a kernel when a plan is made, so that its first launch need not wait for that.
+void load(const void* kernel);
 
 // width: of the operand as it lies in memory; columns: of its side.
 Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, const t2fw_token_strides& s);
 
 // The tokens of a sequence cut into `count` segments of `tokens` each, the last one perhaps shorter, so that there is work
-// for every multiprocessor. slices: thread blocks a segment; tokens is a multiple of `multiple`.
+// for every multiprocessor. Packed sequences, whose lengths the host does not know, are not cut. slices: thread blocks a segment; tokens is a multiple of `multiple`.
 struct Segments {
   int64_t count, tokens;
 };

@@ -85,48 +85,49 @@ struct StateRows {
   }
 };
 
-// A segment's state from zero and its products of gates, where segments meet: floats of a block of STATE_WARPS warps,
-// element by element over the threads.
 inline constexpr int STATE_WARPS = SLICE / 16;
 
+// A segment's state from zero and, element by element, its products of both gates (apart they may leave fp32's range where
+// together they do not): floats of a block of STATE_WARPS warps, spread over the threads.
 template <class T, int KP>
 struct Local {
-  static constexpr int N = KP / 8, FLOATS = (N * 4 + 2 + N * 2) * 32 * STATE_WARPS;
-  float f[2] = {1.f, 1.f};
-  float2 g[N];
+  static constexpr int N = KP / 8, NEXT = 32 * STATE_WARPS, FLOATS = 2 * N * 4 * NEXT;
+  float gates[N][4];
 
   __device__ __forceinline__ Local() {
 #pragma unroll
-    for (int n = 0; n < N; ++n) g[n] = {1.f, 1.f};
+    for (int i = 0; i < N * 4; ++i) gates[i / 4][i % 4] = 1.f;
   }
   __device__ __forceinline__ void multiply(const typename StateRows<T, KP>::Update& u) {
-    f[0] *= u.f[0], f[1] *= u.f[1];
 #pragma unroll
-    for (int n = 0; n < N; ++n) g[n] = g[n] * u.g[n];
+    for (int n = 0; n < N; ++n) {
+      gates[n][0] *= u.f[0] * u.g[n].x;
+      gates[n][1] *= u.f[0] * u.g[n].y;
+      gates[n][2] *= u.f[1] * u.g[n].x;
+      gates[n][3] *= u.f[1] * u.g[n].y;
+    }
   }
   // thread: of the block's state warps.
   __device__ __forceinline__ void put(float* block, int thread, const StateRows<T, KP>& rows) const {
-    constexpr int next = 32 * STATE_WARPS;
-    float* const to = block + thread;
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) to[(n * 4 + e) * next] = rows.S[n][e];
-      to[(N * 4 + 2 + n * 2) * next] = g[n].x;
-      to[(N * 4 + 3 + n * 2) * next] = g[n].y;
+    for (int i = 0; i < N * 4; ++i) {
+      block[thread + i * NEXT] = rows.S[i / 4][i % 4];
+      block[thread + (N * 4 + i) * NEXT] = gates[i / 4][i % 4];
     }
-    to[N * 4 * next] = f[0], to[(N * 4 + 1) * next] = f[1];
   }
-  // Takes the state through the segment.
+  // The state that was put.
+  __device__ __forceinline__ static void get(const float* block, int thread, StateRows<T, KP>& rows) {
+#pragma unroll
+    for (int i = 0; i < N * 4; ++i) rows.S[i / 4][i % 4] = block[thread + i * NEXT];
+  }
+  // Takes the state through the segment. A zero stays one, however far the gates overflow.
   __device__ __forceinline__ static void pass(const float* block, int thread, StateRows<T, KP>& rows) {
-    constexpr int next = 32 * STATE_WARPS;
-    const float* const from = block + thread;
-    const float f[2] = {from[N * 4 * next], from[(N * 4 + 1) * next]};
 #pragma unroll
-    for (int n = 0; n < N; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        rows.S[n][e] = fmaf(f[e / 2] * from[(N * 4 + 2 + n * 2 + e % 2) * next], rows.S[n][e], from[(n * 4 + e) * next]);
+    for (int i = 0; i < N * 4; ++i) {
+      float& s = rows.S[i / 4][i % 4];
+      const float own = block[thread + i * NEXT];
+      s = s == 0.f ? own : fmaf(block[thread + (N * 4 + i) * NEXT], s, own);
+    }
   }
 };
 

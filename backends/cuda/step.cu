@@ -114,7 +114,13 @@ bool aligned(const void* data, const t2fw_state_strides& s, int64_t bytes) {
   return s.b % 4 == 0 && s.h % 4 == 0 && s.d % 4 == 0 && reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(4 * bytes) == 0;
 }
 
+Kernel choose(const Problem& p) {
+  return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
+}
+
 }  // namespace
+
+void prepare_step(const Problem& p) { load(reinterpret_cast<const void*>(choose(p))); }
 
 void step(const Problem& p, const t2fw_step_args& a, cudaStream_t stream) {
   const int64_t blocks = p.B * p.H * ((p.D + ROWS - 1) / ROWS);
@@ -136,8 +142,7 @@ void step(const Problem& p, const t2fw_step_args& a, cudaStream_t stream) {
                       static_cast<int>(p.K),
                       p.K % 4 == 0 && aligned(a.initial_state, p.initial_state_strides, bytes) &&
                           aligned(a.final_state, p.final_state_strides, bytes)};
-  const Kernel kernel = p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
-  kernel<<<static_cast<unsigned>(blocks), THREADS, 0, stream>>>(args);
+  choose(p)<<<static_cast<unsigned>(blocks), THREADS, 0, stream>>>(args);
   check(cudaGetLastError());
 }
 
