@@ -5,7 +5,8 @@
 
 namespace t2fw {
 
-// Tokens between two saved states, a multiple of 16: the saved bytes stay below a quarter of the inputs'.
+// Tokens between two saved states, a multiple of 16: the saved bytes stay below a quarter of the inputs', but for one more
+// state a packed sequence.
 inline int64_t checkpoint_interval(const Problem& p) {
   const int64_t state = p.D * p.K * static_cast<int64_t>(p.data_dtype == T2FW_FP64 ? 8 : 4);
   const int64_t token = (p.D + 2 * p.K) * static_cast<int64_t>(bytes_of(p.data_dtype)) +

@@ -167,11 +167,13 @@ double tolerance(const Backend& backend, const Case& c, t2fw_dtype dtype) {
 }
 
 Accuracy::Accuracy(const Backend& backend, const Case& c, const char* operation)
-    : backend_(backend), case_(c), of_(text(backend) + (c.rule == T2FW_DECAY ? " decay " : " delta ") + operation) {}
+    : backend_(backend), case_(c), step_(std::strcmp(operation, "step") == 0),
+      of_(text(backend) + (c.rule == T2FW_DECAY ? " decay " : " delta ") + operation) {}
 
 void Accuracy::expect(const char* what, const Values& got, const Values& want, int64_t row, t2fw_dtype dtype,
                       double factor, bool zero_allowed) const {
-  const double allowed = factor * tolerance(backend_, case_, dtype);
+  const double native = tolerance(backend_, case_, dtype);
+  const double allowed = factor * (step_ ? std::min(native, tolerance(dtype)) : native);
   double reached = 0;
   expect_close(what, got, want, row, allowed, zero_allowed, &reached);
   auto& worst = worst_errors().worst[{of_, dtype}];
