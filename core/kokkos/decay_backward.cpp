@@ -246,15 +246,14 @@ struct PlainBackward : DecayBackward<Real> {
   static constexpr int W = lane_count<V>;
 
   struct Tiles {
-    Real *d_state, *v, *f, *d_y, *d_v, *d_f, *q, *k, *g, *d_q, *d_k, *d_g, *trail, *partial, *entering;
+    Real *d_state, *v, *f, *d_y, *d_v, *d_f, *q, *k, *g, *d_q, *d_k, *d_g, *trail, *entering;
   };
 
   // entering: the state before each run of a segment.
   static Tiles place(Arena<Real>& r, int K, int ld, int ldk, int runs) {
     const int n = C * ld, m = C * ldk, tile = plain::MK * plain::NV * W;
     return {r.take(K * ld), r.take(n), r.take(n), r.take(n), r.take(n), r.take(n), r.take(m), r.take(m),
-            r.take(m), r.take(m), r.take(m), r.take(m), r.take((C + 1) * tile), r.take(C * plain::MK * 3 * W),
-            r.take(runs * K * ld)};
+            r.take(m), r.take(m), r.take(m), r.take(m), r.take(C * tile), r.take(runs * K * ld)};
   }
 
   // The sources and gates of a window; `advance` needs no more.
@@ -264,7 +263,7 @@ struct PlainBackward : DecayBackward<Real> {
     load_tile(team, w.f, value.count, ld, side[0].a, value, Real(1), Real(1));
     load_tile(team, w.k, key.count, side[1].n, side[1].z, key, Real(0), Real(0));
     load_tile(team, w.g, key.count, side[1].n, side[1].a, key, Real(1), Real(1));
-    return {w.v, w.f, w.q, w.k, w.g, value.count, ld, side[1].n};
+    return {w.v, w.f, w.q, w.k, w.g, w.d_y, value.count, ld, side[1].n};
   }
 
   template <class Team>
@@ -283,26 +282,15 @@ struct PlainBackward : DecayBackward<Real> {
       const auto run = load_run(team, w, block_window(s, h, first, 0, D), block_window(s, h, first, 0, K), ld);
       Real* const before = state;
       state += K * ld;
-      plain::advance_all<plain::Keep::state, V>(run, K, before, state, static_cast<Real*>(nullptr), [](int) {});
+      plain::advance_all<plain::Keep::state, V>(run, K, before, state, {}, [](int) {});
     }
   }
 
-  void back(const plain::Run<Real>& run, const Tiles& w, Real* state) const {
-    const plain::Retreat<Real> b{w.d_y, w.trail, w.d_v, w.d_f, w.partial};
+  void back(const plain::Run<Real>& run, const Tiles& w, const Real* state) const {
+    const plain::Results<Real> out{nullptr, w.d_v, w.d_f, w.d_q, w.d_k, w.d_g, w.trail};
     plain::for_each_tile<V>(side[1].n, run.ld, [&](auto keys, auto vectors, int d, int j) {
-      plain::advance<plain::Keep::trail, keys(), vectors(), V>(run, d, j, state, state, static_cast<Real*>(nullptr), w.trail);
-      plain::retreat<keys(), vectors(), V>(run, b, d, j, d == 0, w.d_state);
-      if (d + vectors() * W < run.ld) return;
-      for (int t = 0; t < run.tokens; ++t) {
-        Real sum[keys() * 3];
-        plain::sum_rows<keys() * 3, W>(w.partial + t * keys() * 3 * W, sum);
-        for (int a = 0; a < keys(); ++a) {
-          const int e = t * run.ldk + j + a;
-          w.d_q[e] = sum[a * 3];
-          w.d_k[e] = sum[a * 3 + 1];
-          w.d_g[e] = sum[a * 3 + 2];
-        }
-      }
+      plain::advance<plain::Keep::trail, keys(), vectors(), V>(run, d, j, state, static_cast<Real*>(nullptr), out);
+      plain::retreat<keys(), vectors(), V>(run, out, d, j, w.d_state);
     });
   }
 
@@ -323,8 +311,8 @@ struct PlainBackward : DecayBackward<Real> {
         const auto run = load_run(team, w, value, key, ld);
         load_tile(team, w.d_y, value.count, ld, values.x, value, Real(0), Real(0));
         load_tile(team, w.q, key.count, K, keys.x, key, Real(0), Real(0));
-        std::fill_n(w.d_v, value.count * ld, Real(0));
-        std::fill_n(w.d_f, value.count * ld, Real(0));
+        for (Real* sum : {w.d_v, w.d_f}) std::fill_n(sum, value.count * ld, Real(0));
+        for (Real* sum : {w.d_q, w.d_k, w.d_g}) std::fill_n(sum, key.count * K, Real(0));
         back(run, w, w.entering + (first - start) / C * K * ld);
         store_tile(team, w.d_v, ld, values.d_z, value);
         store_tile(team, w.d_f, ld, values.d_a, value);
