@@ -282,13 +282,27 @@ struct PlainBackward : DecayBackward<Real> {
       const auto run = load_run(team, w, block_window(s, h, first, 0, D), block_window(s, h, first, 0, K), ld);
       Real* const before = state;
       state += K * ld;
-      plain::advance_all<plain::Keep::state, V>(run, K, before, state, {}, [](int) {});
+      plain::advance_all<plain::Keep::state, V>(run, K, before, state, {}, [] {});
     }
   }
 
-  void back(const plain::Run<Real>& run, const Tiles& w, const Real* state) const {
+  // Back through the run that starts at token `first`. Meanwhile it fetches what the runs to come read, and the lines that
+  // this one's gradients go to. A segment's sources and gates are first read by recompute, so those a segment ahead.
+  void back(const plain::Run<Real>& run, const Tiles& w, const Real* state, const Sequence& s, int64_t h,
+            int64_t first) const {
+    const auto rows_at = [&](int64_t token) {
+      Window rows = block_window(s, h, token, 0, 0);
+      if (token < 0) rows.count = 0;
+      return rows;
+    };
+    const auto& [value, key] = side;
+    const Window here = rows_at(first), next = rows_at(first - C), segment = rows_at(first - interval);
+    Ahead ahead[] = {{value.d_z, here},  {value.d_a, here},  {key.d_z, here},  {key.d_a, here},
+                     {key.d_x, here},    {value.x, next},    {key.x, next},    {value.z, segment},
+                     {value.a, segment}, {key.z, segment},   {key.a, segment}};
     const plain::Results<Real> out{nullptr, w.d_v, w.d_f, w.d_q, w.d_k, w.d_g, w.trail};
-    plain::for_each_tile<V>(side[1].n, run.ld, [&](auto keys, auto vectors, int d, int j) {
+    plain::for_each_tile<V>(key.n, run.ld, [&](auto keys, auto vectors, int d, int j) {
+      for (Ahead& rows : ahead) rows.fetch();
       plain::advance<plain::Keep::trail, keys(), vectors(), V>(run, d, j, state, static_cast<Real*>(nullptr), out);
       plain::retreat<keys(), vectors(), V>(run, out, d, j, w.d_state);
     });
@@ -313,7 +327,7 @@ struct PlainBackward : DecayBackward<Real> {
         load_tile(team, w.q, key.count, K, keys.x, key, Real(0), Real(0));
         for (Real* sum : {w.d_v, w.d_f}) std::fill_n(sum, value.count * ld, Real(0));
         for (Real* sum : {w.d_q, w.d_k, w.d_g}) std::fill_n(sum, key.count * K, Real(0));
-        back(run, w, w.entering + (first - start) / C * K * ld);
+        back(run, w, w.entering + (first - start) / C * K * ld, s, h, first);
         store_tile(team, w.d_v, ld, values.d_z, value);
         store_tile(team, w.d_f, ld, values.d_a, value);
         store_tile(team, w.d_k, K, keys.d_z, key);

@@ -149,10 +149,10 @@ struct PlainForward : DecayForward<Real> {
       load_tile(team, w.g, key.count, K, g, key, Real(1), Real(1));
       std::fill_n(w.y, value.count * ld, Real(0));
       const plain::Run<Real> run{w.v, w.f, w.q, w.k, w.g, nullptr, value.count, ld, K};
-      const Window next_value = block_window(s, h, first + C, 0, D), next_key = block_window(s, h, first + C, 0, K);
-      plain::advance_all<plain::Keep::output, V>(run, K, w.state, w.state, {w.y}, [&](int r) {
-        for (const Operand* x : {&v, &f, &y}) prefetch_row(*x, next_value, r);
-        for (const Operand* x : {&q, &k, &g}) prefetch_row(*x, next_key, r);
+      const Window next = block_window(s, h, first + C, 0, 0);
+      Ahead ahead[] = {{v, next}, {f, next}, {y, next}, {q, next}, {k, next}, {g, next}};
+      plain::advance_all<plain::Keep::output, V>(run, K, w.state, w.state, {w.y}, [&] {
+        for (Ahead& rows : ahead) rows.fetch();
       });
       store_tile(team, w.y, ld, y, value);
     }

@@ -1,4 +1,4 @@
-// What the plain form asks of a host's vectors beside Kokkos' SIMD types: loops unrolled over registers, and sums over lanes.
+// What the plain form asks of a host beside Kokkos' SIMD types: loops unrolled over registers, sums over lanes.
 #pragma once
 
 #include <cstring>

@@ -103,13 +103,26 @@ KOKKOS_INLINE_FUNCTION void load_tile(const Team& team, Real* tile, int rows, in
   }
 }
 
-// Asks a host's memory for row r of a window before it is needed: rows lie too far apart for it to guess.
-inline void prefetch_row(const Operand& x, const Window& w, int r) {
-  if (!x.width || r >= w.count) return;
-  const int64_t bytes = static_cast<int64_t>(bytes_of(x.dtype)) * (x.width == 1 ? 1 : w.columns);
-  const char* const row = x.at(w.b, w.first + r, w.h);
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
-}
+// Rows that a host will need soon: each call asks its memory for one more. Where rows adjoin it sees by itself what comes.
+// The place is kept here, not passed in: GCC 12 takes a function that only prefetches for one without effect, and drops
+// its calls.
+class Ahead {
+ public:
+  Ahead(const Operand& x, const Window& w)
+      : step_(x.row * static_cast<int64_t>(bytes_of(x.dtype))), bytes_(x.width * static_cast<int64_t>(bytes_of(x.dtype))),
+        left_(x.width && step_ != bytes_ ? w.count : 0), row_(left_ > 0 ? x.at(w.b, w.first, w.h) : nullptr) {}
+
+  void fetch() {
+    if (left_-- <= 0) return;
+    for (int64_t at = 0; at < bytes_; at += 64) __builtin_prefetch(row_ + at);
+    row_ += step_;
+  }
+
+ private:
+  int64_t step_, bytes_;
+  int left_;
+  const char* row_;
+};
 
 // The inverse: writes the window of an operand. An operand of width 1 takes the sum over the columns.
 template <class Team, class Real>

@@ -127,13 +127,12 @@ inline void for_each_tile(int K, int ld, const Body& body) {
   for (; j < K; ++j) columns(std::integral_constant<int, 1>{}, j);
 }
 
-// Takes the whole state through the run. between(i) is called before the i-th tile: time to fetch what comes next.
+// Takes the whole state through the run. between() is called before each tile: time to fetch what comes next.
 template <Keep keep, class V, class Real, class Between>
 inline void advance_all(const Run<Real>& r, int K, const Real* from, Real* to, const Results<Real>& out,
                         const Between& between) {
-  int i = 0;
   for_each_tile<V>(K, r.ld, [&](auto keys, auto vectors, int d, int j) {
-    between(i++);
+    between();
     advance<keep, keys(), vectors(), V>(r, d, j, from, to, out);
   });
 }
