@@ -10,6 +10,10 @@ inline constexpr int CHUNK = 16;
 inline constexpr int SLICE = 64;         // value columns of a thread block
 inline constexpr int PITCH = SLICE + 8;  // of a row of 64 columns in shared memory: eight rows meet no bank twice
 
+// The row of a chunk's token in shared memory: eight consecutive tokens, and two of each quarter of the chunk, lie on
+// different banks.
+__device__ constexpr int row_of(int token) { return token < CHUNK / 2 ? token : token ^ 2; }
+
 // An operand over tokens, strides in elements. width 0: absent; 1 beside a wider side: one value for all columns.
 struct Rows {
   const void* data;
@@ -32,34 +36,36 @@ __device__ __forceinline__ const E* at(const Rows& x, const Place& c, int t, int
 // Whether the chunk of an operand can be brought by stage_rows.
 __device__ __forceinline__ bool copied(const Rows& x, const Place& c) { return x.whole && c.count == CHUNK; }
 
-// A warp starts to copy a chunk's rows, columns column .. of `columns` as far as W reaches. What lies behind stays.
+// A warp starts to copy a chunk's rows, W of the operand's columns from `column` on, to those from `first` on; none of
+// `columns` or behind.
 template <int W, class E, int P>
-__device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns) {
+__device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], int first, const Rows& x, const Place& c, int column, int columns) {
   constexpr int each = 16 / sizeof(E), pieces = W / each, rows = 32 / pieces;
   const int lane = threadIdx.x % 32, t = lane / pieces, j = lane % pieces * each;
   if (column + j >= columns) return;
   const E* from = at<E>(x, c, t, column + j);
 #pragma unroll
-  for (int i = 0; i < CHUNK; i += rows, from += rows * x.t) copy_async(&to[t + i][j], from);
+  for (int i = 0; i < CHUNK; i += rows, from += rows * x.t) copy_async(&to[row_of(t + i)][first + j], from);
 }
 
 // The same element by element, for what cannot be copied; `absent` behind the last token.
 template <int W, class E, int P>
-__device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns,
-                                               float absent) {
+__device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], int first, const Rows& x, const Place& c, int column,
+                                               int columns, float absent) {
   if (!x.width) return;
 #pragma unroll 1
   for (int i = threadIdx.x % 32; i < CHUNK * W; i += 32) {
     const int t = i / W, j = i % W;
     const bool there = t < c.count && column + j < columns;
-    to[t][j] = there ? *at<E>(x, c, t, column + j) : narrow<E>(absent);
+    to[row_of(t)][first + j] = there ? *at<E>(x, c, t, column + j) : narrow<E>(absent);
   }
 }
 
 template <int W, class E, int P>
-__device__ __forceinline__ void stage(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns, float absent) {
-  if (copied(x, c)) stage_rows<W>(to, x, c, column, columns);
-  else stage_elements<W>(to, x, c, column, columns, absent);
+__device__ __forceinline__ void stage(E (&to)[CHUNK][P], int first, const Rows& x, const Place& c, int column, int columns,
+                                      float absent) {
+  if (copied(x, c)) stage_rows<W>(to, first, x, c, column, columns);
+  else stage_elements<W>(to, first, x, c, column, columns, absent);
 }
 
 // What a warp's rows hold before anything is staged: columns behind the data keep it.

@@ -1,4 +1,14 @@
-// Step 3 of decay backward (decay_backward.cuh): the gradients of one side of a chunk, by two warps.
+// Step 3 of decay backward (decay_backward.cuh): the gradients of one side of a chunk, 16 columns at a time.
+//
+// A lane holds a quarter of the chunk, tokens 4 j .. 4 j + 3 with j = lane % 4, of columns g and g + 8, g = lane / 4: the
+// layout of a matrix product's result whose rows are columns and whose columns are tokens in a certain order, and at once
+// that of its left operand. What enters a token from before (E) and meets of what comes behind it (L) is refined from the
+// whole chunk to halves, quarters, pairs and single tokens (recurrences.md: split every pair at its power-of-two boundary):
+//   upper part:  E = (product of the lower part's gates) E + scores x the lower part's sources
+//   lower part:  L = (product of the upper part's gates) L + scores x the upper part's sinks
+//   passing by:  P of a part = (product of the other's gates) P + the other's sources x L, or sinks x E
+// and at a token d_x = a E + A x z, d_z = L + A x x, d_a = x E + P. Halves and quarters lie in different lanes: matrix
+// products. No gate is divided by.
 #pragma once
 
 #include "scores.cuh"
@@ -7,7 +17,8 @@
 namespace t2fw::cuda {
 
 inline constexpr int CHUNKS = 4, BLOCK = CHUNKS * CHUNK;  // chunks, tokens of a block
-inline constexpr int DESKS = 2 * CHUNKS, BACKWARD_WARPS = 2 * DESKS, HALF = CHUNK / 2;
+inline constexpr int DESKS = 2 * CHUNKS, BACKWARD_WARPS = 2 * DESKS, SWEEP_WARPS = BACKWARD_WARPS / 2;
+inline constexpr int HALF_SLICE = SLICE / 2;  // columns of a desk's warp, keys of a warp that carries S or R
 
 struct SideArgs {
   Rows z, a, x, d_z, d_a, d_x;  // d_x: absent on the value side
@@ -25,22 +36,19 @@ struct BackwardArgs {
   int segments, sequences;    // sequences: of a packed batch, else 0
 };
 
-// A side of a chunk.
+template <class G>
+inline constexpr int GATE_PITCH = sizeof(G) == 2 ? PITCH : SLICE + 4;
+
+// A side of a chunk. The gradients of x, z and a take their places where they are of 16 bits.
 template <class T, class G>
 struct alignas(16) SideDesk {
   T x[CHUNK][PITCH], z[CHUNK][PITCH];  // as they came
-  G a[CHUNK][SLICE];
-  union {
-    T sinks[CHUNK][PITCH];     // x times the products of a up to the token
-    T entering[CHUNK][PITCH];  // what the sinks meet of S, before any gate
-  };
-  union {
-    T sources[CHUNK][PITCH];  // z times the products of a behind the token
-    T leaving[CHUNK][PITCH];  // what the sources meet of R
-  };
+  G a[CHUNK][GATE_PITCH<G>];
+  T sinks[CHUNK][PITCH];    // x times the products of a up to the token
+  T sources[CHUNK][PITCH];  // z times the products of a behind the token
   float scores[CHUNK][CHUNK];
-  float all[SLICE];      // products of a over the chunk
-  float through[SLICE];  // the entering state met with the leaving gradient
+  float all[SLICE];       // products of a over the chunk
+  float sums[2][CHUNK];   // of a gate of one value a token: its gradient from the desk's two warps
 };
 
 template <class T, class G>
@@ -48,31 +56,87 @@ struct BackwardMemory {
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
   T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];  // [value][key]: entering a chunk, and the gradient leaving it
   float state[SLICE][SLICE + 4];                // S as it was saved, [key][value]: before the block, between steps 2
-  float gradient[STATE_WARPS][SLICE / 2][32];  // R of the warps that carry it, while they do step 3
+  float gradient[SWEEP_WARPS][SLICE / 4][32];  // R of the warps that carry it, while they do step 3
 };
 
-// A state in shared memory as an operand: rows m, contracted over k. transposed: m counts the state's columns.
+// A state in shared memory as a left operand: 16 rows from `first` on, contracted over k. transposed: they are its columns.
 template <bool transposed>
-struct Pieces {
-  uint32_t left, right;  // where this lane's rows of a 16x16 piece lie, as a left operand and as a right one
-  static constexpr uint32_t along = 16 * 2, down = PITCH * along;  // bytes to the next piece
+struct Piece {
+  uint32_t address;
 
   template <class T>
-  __device__ __forceinline__ Pieces(const T (&state)[SLICE][PITCH], int first, int lane) {
-    const int row = lane % 8, i = lane / 8 % 2 * 8, j = lane / 16 * 8;
-    left = shared_address(transposed ? &state[j + row][first + i] : &state[first + i + row][j]);
-    right = shared_address(transposed ? &state[i + row][first + j] : &state[first + j + row][i]);
+  __device__ __forceinline__ Piece(const T (&state)[SLICE][PITCH], int first, int lane) {
+    const int row = lane % 8, i = lane / 8 % 2 * 8, k = lane / 16 * 8;
+    address = shared_address(transposed ? &state[k + row][first + i] : &state[first + i + row][k]);
   }
-  __device__ __forceinline__ static void load(uint32_t (&x)[4], uint32_t base, int m, int k) {
-    if constexpr (transposed) load_matrices_transposed(x, base + m * along + k * down);
-    else load_matrices(x, base + m * down + k * along);
+  __device__ __forceinline__ void load(uint32_t (&x)[4], int k) const {
+    if constexpr (transposed) load_matrices_transposed(x, address + k * 16 * PITCH * 2);
+    else load_matrices(x, address + k * 16 * 2);
+  }
+};
+
+// A lane's quarter of the chunk's tokens, of two columns.
+struct Quarter {
+  float x[2][4] = {};  // as two matrix products leave them
+
+  __device__ __forceinline__ float& operator()(int column, int token) { return x[token / 2][column * 2 + token % 2]; }
+  __device__ __forceinline__ float operator()(int column, int token) const { return x[token / 2][column * 2 + token % 2]; }
+  template <class T>
+  __device__ __forceinline__ void operand(uint32_t (&to)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = bits(narrow<T>(float2{x[i / 2][i % 2 * 2], x[i / 2][i % 2 * 2 + 1]}));
+  }
+  // += left x right
+  template <class T>
+  __device__ __forceinline__ void add(const uint32_t (&left)[4], const uint32_t (&right)[4]) {
+    multiply_add<T>(x[0], left, right[0], right[1]);
+    multiply_add<T>(x[1], left, right[2], right[3]);
+  }
+};
+
+// Where lane l finds its row of the four 8x8 matrices of tokens by 16 columns from `column` on.
+template <class T, int P>
+__device__ __forceinline__ uint32_t quarter_rows(const T (&rows)[CHUNK][P], int column, int lane) {
+  const int token = lane % 8 / 2 * 4 + lane % 2 + lane / 16 * 2;
+  return shared_address(&rows[row_of(token)][column + lane / 8 % 2 * 8]);
+}
+
+// The other side's scores of a chunk as step 3 reads them.
+template <class T>
+struct Scores {
+  float near[4][4];   // of the lane's quarter: [token][earlier token or the same]
+  uint32_t pairs[4];  // right operand, symmetric: of tokens in different quarters
+  bool upper, odd;    // the lane's quarter in the chunk, in its half
+
+  __device__ __forceinline__ Scores(const float (&scores)[CHUNK][CHUNK], int lane) {
+    const int j = lane % 4, g = lane / 4;
+    upper = j / 2, odd = j % 2;
+#pragma unroll
+    for (int t = 0; t < 4; ++t) *reinterpret_cast<float4*>(near[t]) = *reinterpret_cast<const float4*>(&scores[4 * j + t][4 * j]);
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      const int token = g / 2 * 4 + g % 2 + tile * 2;
+      const bool later = g / 2 > j;
+      const float* const from = later ? &scores[token][4 * j] : &scores[4 * j][token];
+      const int step = later ? 1 : CHUNK;
+      pairs[2 * tile] = bits(narrow<T>(float2{from[0], from[step]}));
+      pairs[2 * tile + 1] = bits(narrow<T>(float2{from[2 * step], from[3 * step]}));
+    }
+  }
+  // Of pairs that are split at the chunk's middle, or at a half's (`quarters`), as their later tokens meet them or their
+  // earlier ones.
+  __device__ __forceinline__ void split(bool quarters, bool later, int lane, uint32_t (&to)[4]) const {
+    const int k = lane % 4, n = lane / 8;  // quarters of the operand's rows and columns
+    const bool across = quarters ? (k ^ n) == 1 : (k ^ n) >= 2;
+    const bool keep = across && (later ? n > k : n < k);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = keep ? pairs[i] : 0;
   }
 };
 
 template <class T, class G>
 struct ChunkGradients {
   using P = typename Pair<T>::type;
-  using PG = typename Pair<G>::type;
   using Desk = SideDesk<T, G>;
   const BackwardArgs& p;
   BackwardMemory<T, G>& memory;
@@ -80,256 +144,215 @@ struct ChunkGradients {
 
   __device__ __forceinline__ int first_column(bool key_side) const { return key_side ? first_key : first_value; }
 
-  // Sixteen tokens' rows as a left operand.
-  struct Left {
-    uint32_t x[SLICE / 16][4];
-    __device__ __forceinline__ Left(const T (&rows)[CHUNK][PITCH], int lane) {
+  template <class E, int W>
+  __device__ __forceinline__ static void load(Quarter& to, const E (&rows)[CHUNK][W], int column, int lane) {
+    if constexpr (sizeof(E) == 2) {
+      uint32_t x[4];
+      load_matrices_transposed(x, quarter_rows(rows, column, lane));
 #pragma unroll
-      for (int k = 0; k < SLICE / 16; ++k) load_matrices(x[k], shared_address(&rows[lane % 16][k * 16 + lane / 16 * 8]));
-    }
-  };
-
-  // met[t][c] = sum over the other side's o of rows[t][o] state[.], for 32 columns from `first`.
-  template <class State>
-  __device__ __forceinline__ static void meet(const Left& rows, const State& state, int first, int lane,
-                                              T (&met)[CHUNK][PITCH]) {
-    const int g = lane / 4, j = lane % 4 * 2;
-#pragma unroll 1
-    for (int m = 0; m < SLICE / 32; ++m) {
-      float sum[2][4] = {};
-#pragma unroll
-      for (int k = 0; k < SLICE / 16; ++k) {
-        uint32_t right[4];
-        state.load(right, state.right, m, k);
-        multiply_add<T>(sum[0], rows.x[k], right[0], right[1]);
-        multiply_add<T>(sum[1], rows.x[k], right[2], right[3]);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        *reinterpret_cast<P*>(&met[g][first + m * 16 + i * 8 + j]) = narrow<T>(float2{sum[i][0], sum[i][1]});
-        *reinterpret_cast<P*>(&met[g + 8][first + m * 16 + i * 8 + j]) = narrow<T>(float2{sum[i][2], sum[i][3]});
-      }
-    }
-  }
-
-  // through[c] = sum over the other side's o of S all[o] R, for 32 columns from `first`.
-  template <class State>
-  __device__ __forceinline__ static void diagonal(const State& S, const State& R, int first, int lane, const float* all,
-                                                  float* through) {
-    const int g = lane / 4, j = lane % 4 * 2;
-#pragma unroll 1
-    for (int m = 0; m < SLICE / 32; ++m) {
-      float sum[2][4] = {};
-#pragma unroll
-      for (int k = 0; k < SLICE / 16; ++k) {
-        uint32_t left[4], right[4];
-        S.load(left, S.left, m, k);
-        R.load(right, R.right, m, k);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 gates = *reinterpret_cast<const float2*>(&all[k * 16 + i / 2 * 8 + j]);
-          const P piece = *reinterpret_cast<const P*>(&left[i]);
-          if constexpr (std::is_same_v<T, __half>) left[i] = bits(narrow<T>(widen(piece) * gates));  // gates may be wider
-          else left[i] = bits(__hmul2(piece, narrow<T>(gates)));
-        }
-        multiply_add<T>(sum[0], left, right[0], right[1]);
-        multiply_add<T>(sum[1], left, right[2], right[3]);
-      }
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if (g == j + e) {
-          through[first + m * 16 + g] = sum[0][e];
-          through[first + m * 16 + 8 + g] = sum[1][2 + e];
-        }
-    }
-  }
-
-  // What desk `number` meets of the states, half of its columns.
-  template <bool key_side>
-  __device__ __forceinline__ void meet_states(int number, bool upper, int lane) const {
-    const int chunk = number / 2, first = upper * (SLICE / 2);
-    Desk& desk = memory.desk[number];
-    const Desk& other = memory.desk[number ^ 1];
-    const Left sources(other.sources, lane), sinks(other.sinks, lane);
-    const Pieces<key_side> S(memory.S[chunk], first, lane), R(memory.R[chunk], first, lane);
-    chunk_barrier(chunk);
-    meet(sources, R, first, lane, desk.leaving);
-    meet(sinks, S, first, lane, desk.entering);
-    diagonal(S, R, first, lane, other.all, desk.through);
-  }
-
-  // One row of the sum over the first `tokens` sources of a half, and its gradient: see the top. entering: what is added
-  // before any gate; weight(s): the row's score of source s; adjoint: the row's own gradient. Returns the row's sum.
-  template <int tokens, class Weight>
-  __device__ __forceinline__ static float2 row(const Weight& weight, float2 entering, float2 adjoint, const float2 (&z)[HALF],
-                                               const float2 (&a)[HALF], float2 (&d_z)[HALF], float2 (&d_a)[HALF]) {
-    float2 before[tokens], sum = entering;
-#pragma unroll
-    for (int s = 0; s < tokens; ++s) {
-      before[s] = sum;
-      sum = fma(sum, a[s], weight(s) * z[s]);
-    }
-#pragma unroll
-    for (int s = tokens - 1; s >= 0; --s) {
-      d_z[s] = fma(weight(s), adjoint, d_z[s]);
-      d_a[s] = fma(adjoint, before[s], d_a[s]);
-      adjoint = adjoint * a[s];
-    }
-    return sum;
-  }
-
-  // Writes a half's rows of an output; a gate of one value a token takes the sum over the columns.
-  template <class E>
-  __device__ __forceinline__ static void put(const Rows& x, const Place& c, int first, int column, int columns,
-                                             const float2 (&value)[HALF]) {
-    using Two = typename Pair<E>::type;
-    if (!x.width) return;
-    E* to = const_cast<E*>(at<E>(x, c, first, column));
-    if (copied(x, c)) {
-      if (column >= columns) return;
-#pragma unroll
-      for (int t = 0; t < HALF; ++t, to += x.t) *reinterpret_cast<Two*>(to) = narrow<E>(value[t]);
-    } else if (x.width == columns) {
-#pragma unroll
-      for (int t = 0; t < HALF; ++t, to += x.t) {
-        if (first + t < c.count && column < columns) to[0] = narrow<E>(value[t].x);
-        if (first + t < c.count && column + 1 < columns) to[1] = narrow<E>(value[t].y);
+      for (int i = 0; i < 4; ++i) {
+        const float2 two = widen(*reinterpret_cast<const typename Pair<E>::type*>(&x[i]));
+        to.x[i / 2][i % 2 * 2] = two.x, to.x[i / 2][i % 2 * 2 + 1] = two.y;
       }
     } else {
 #pragma unroll
-      for (int t = 0; t < HALF; ++t, to += x.t) {
-        float sum = (column < columns ? value[t].x : 0.f) + (column + 1 < columns ? value[t].y : 0.f);
-        for (int i = 16; i; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
-        if (first + t < c.count && threadIdx.x % 32 == 0) *to = narrow<E>(sum);
+      for (int i = 0; i < 8; ++i) to(i / 4, i % 4) = rows[row_of(lane % 4 * 4 + i % 4)][column + i / 4 * 8 + lane / 4];
+    }
+  }
+
+  // For 16 columns of desk `number`: what its sinks meet of S, its sources of R, and S of R behind the chunk's gates.
+  template <bool key_side>
+  __device__ __forceinline__ void meet(int number, int column, int lane, Quarter& E, Quarter& L, float (&passing)[2]) const {
+    const Desk& other = memory.desk[number ^ 1];
+    const Piece<key_side> S(memory.S[number / 2], column, lane), R(memory.R[number / 2], column, lane);
+    const uint32_t sinks = quarter_rows(other.sinks, 0, lane), sources = quarter_rows(other.sources, 0, lane);
+    float low[4] = {}, high[4] = {};
+#pragma unroll
+    for (int k = 0; k < SLICE / 16; ++k) {
+      uint32_t s[4], r[4], sink[4], source[4];
+      S.load(s, k), R.load(r, k);
+      load_matrices(sink, sinks + k * 32), load_matrices(source, sources + k * 32);
+      E.add<T>(s, sink);
+      L.add<T>(r, source);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 gates = *reinterpret_cast<const float2*>(&other.all[k * 16 + i / 2 * 8 + lane % 4 * 2]);
+        const P piece = *reinterpret_cast<const P*>(&s[i]);
+        if constexpr (std::is_same_v<T, __half>) s[i] = bits(narrow<T>(widen(piece) * gates));  // gates may be wider
+        else s[i] = bits(__hmul2(piece, narrow<T>(gates)));
+      }
+      multiply_add<T>(low, s, r[0], r[2]);
+      multiply_add<T>(high, s, r[1], r[3]);
+    }
+    const int g = lane / 4, holder = g * 4 + g / 2;  // of the diagonal
+    passing[0] = __shfl_sync(~0u, g % 2 ? low[1] : low[0], holder);
+    passing[1] = __shfl_sync(~0u, g % 2 ? high[3] : high[2], holder);
+  }
+
+  // Into the lane's quarter: E, L, passing of the chunk become the quarter's.
+  __device__ __forceinline__ static void to_quarters(const Scores<T>& A, int lane, const Quarter& x, const Quarter& z,
+                                                     const Quarter& a, Quarter& E, Quarter& L, float (&passing)[2]) {
+    Quarter sinks, sources;  // from the quarter's start, to its end
+    float next[2], across[2];  // products of the quarter beside, of the other half
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float low = a(c, 0) * a(c, 1), high = a(c, 2) * a(c, 3), own = low * high;
+      next[c] = __shfl_xor_sync(~0u, own, 1);
+      across[c] = __shfl_xor_sync(~0u, own * next[c], 2);
+      sinks(c, 0) = a(c, 0) * x(c, 0), sinks(c, 1) = low * x(c, 1);
+      sinks(c, 2) = low * (a(c, 2) * x(c, 2)), sinks(c, 3) = own * x(c, 3);
+      sources(c, 3) = z(c, 3), sources(c, 2) = a(c, 3) * z(c, 2);
+      sources(c, 1) = high * z(c, 1), sources(c, 0) = high * (a(c, 1) * z(c, 0));
+    }
+    const auto level = [&](bool quarters, const float (&product)[2], const auto& reach) {
+      const bool upper = quarters ? A.odd : A.upper;
+      Quarter own;
+      uint32_t left[4], right[4];
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float met = 0;
+#pragma unroll
+        for (int t = 0; t < 4; ++t) {
+          own(c, t) = reach(upper ? sinks(c, t) : sources(c, t), c);
+          met = fmaf(own(c, t), upper ? E(c, t) : L(c, t), met);
+        }
+        if (!quarters) met += __shfl_xor_sync(~0u, met, 1);
+        passing[c] = fmaf(product[c], passing[c], __shfl_xor_sync(~0u, met, quarters ? 1 : 2));
+#pragma unroll
+        for (int t = 0; t < 4; ++t) E(c, t) *= upper ? product[c] : 1.f, L(c, t) *= upper ? 1.f : product[c];
+      }
+      own.operand<T>(left);
+      A.split(quarters, true, lane, right);
+      E.add<T>(left, right);
+      A.split(quarters, false, lane, right);
+      L.add<T>(left, right);
+    };
+    level(false, across, [&](float y, int c) { return A.upper == A.odd ? y * next[c] : y; });
+    level(true, next, [&](float y, int) { return y; });
+  }
+
+  // From the quarter to its tokens: x, z, a become their gradients. One column.
+  __device__ __forceinline__ static void to_tokens(const float (&A)[4][4], int c, const Quarter& E, const Quarter& L,
+                                                   float passing, Quarter& x, Quarter& z, Quarter& a) {
+    const float low = a(c, 0) * a(c, 1), high = a(c, 2) * a(c, 3);
+    const float source = z(c, 0) * a(c, 1), sink = a(c, 2) * (a(c, 3) * x(c, 3)), near_sink = a(c, 2) * x(c, 2);
+    // halves of the quarter
+    const float by[2] = {fmaf(high, passing, fmaf(near_sink, E(c, 2), sink * E(c, 3))),
+                         fmaf(low, passing, fmaf(source, L(c, 0), z(c, 1) * L(c, 1)))};
+    float e[4] = {E(c, 0), E(c, 1)}, l[4] = {0, 0, L(c, 2), L(c, 3)};
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+      e[2 + t] = fmaf(low, E(c, 2 + t), fmaf(A[2 + t][0], source, A[2 + t][1] * z(c, 1)));
+      l[t] = fmaf(high, L(c, t), fmaf(A[2][t], near_sink, A[3][t] * sink));
+    }
+    // single tokens
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      const float a0 = a(c, i), a1 = a(c, i + 1), x0 = x(c, i), x1 = x(c, i + 1), z0 = z(c, i), z1 = z(c, i + 1);
+      const float own = a1 * x1, score = A[i + 1][i], by0 = fmaf(a1, by[i / 2], own * e[i + 1]);
+      const float by1 = fmaf(a0, by[i / 2], z0 * l[i]), e1 = fmaf(a0, e[i + 1], score * z0), l0 = fmaf(a1, l[i], score * own);
+      x(c, i) = fmaf(a0, e[i], A[i][i] * z0), x(c, i + 1) = fmaf(a1, e1, A[i + 1][i + 1] * z1);
+      z(c, i) = fmaf(A[i][i], x0, l0), z(c, i + 1) = fmaf(A[i + 1][i + 1], x1, l[i + 1]);
+      a(c, i) = fmaf(x0, e[i], by0), a(c, i + 1) = fmaf(x1, e1, by1);
+    }
+  }
+
+  // Hands over 16 columns of a gradient, `column` the first in the output: as rows of the desk, for write(), or at once.
+  template <class E, class Staged, int W>
+  __device__ __forceinline__ static void put(const Rows& to, const Place& c, const Quarter& d, int column, int columns,
+                                             Staged (&rows)[CHUNK][W], int first, int lane) {
+    if constexpr (sizeof(E) == 2) {
+      if (copied(to, c)) {
+        uint32_t x[4];
+        d.operand<E>(x);
+        store_matrices_transposed(quarter_rows(rows, first, lane), x);
+        return;
       }
     }
+    const int t = lane % 4 * 4, own = column + lane / 4;
+    E* const at_t = const_cast<E*>(at<E>(to, c, t, own));
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      if (t + i % 4 < c.count && own + i / 4 * 8 < columns) at_t[i % 4 * to.t + i / 4 * 8] = narrow<E>(d(i / 4, i % 4));
   }
 
-  // A lane's two columns of a token, the first in `column`.
-  __device__ __forceinline__ static float2 two(const T (&row)[PITCH], int column) {
-    return widen(*reinterpret_cast<const P*>(&row[column]));
-  }
-  __device__ __forceinline__ static float2 two(const G (&row)[SLICE], int column) {
-    return widen(*reinterpret_cast<const PG*>(&row[column]));
-  }
-  __device__ __forceinline__ static void load_weights(const float* from, float (&weights)[HALF]) {
+  // Writes the rows that put() left, the warp's columns of them.
+  template <class E, int W>
+  __device__ __forceinline__ static void write(const Rows& to, const Place& c, int column, int columns, const E (&rows)[CHUNK][W],
+                                               int first, int lane) {
+    if constexpr (sizeof(E) == 2) {
+      const int t = lane / 4 % 2 * 4 + lane / 8, j = lane % 4 * 8;
+      if (!copied(to, c) || column + j >= columns) return;
+      E* const at_t = const_cast<E*>(at<E>(to, c, t, column + j));
 #pragma unroll
-    for (int i = 0; i < HALF; i += 4) *reinterpret_cast<float4*>(weights + i) = *reinterpret_cast<const float4*>(from + i);
-  }
-
-  // What leaves the lower half beside the state: for the sinks of the upper.
-  __device__ __forceinline__ static void meet_upper(const Desk& desk, int column, const float (&scores)[CHUNK][CHUNK],
-                                                    float2 (&leaves)[HALF], float2& through) {
-    float2 product = {1.f, 1.f}, met = {0.f, 0.f}, sum[HALF] = {};
-#pragma unroll
-    for (int t = HALF; t < CHUNK; ++t) {
-      product = product * two(desk.a[t], column);
-      const float2 sink = product * two(desk.x[t], column);
-      met = fma(sink, two(desk.entering[t], column), met);
-      float weights[HALF];
-      load_weights(scores[t], weights);
-#pragma unroll
-      for (int s = 0; s < HALF; ++s) sum[s] = fma(weights[s], sink, sum[s]);
+      for (int i = 0; i < CHUNK; i += 8)
+        *reinterpret_cast<uint4*>(at_t + i * to.t) = *reinterpret_cast<const uint4*>(&rows[row_of(t + i)][first + j]);
     }
-#pragma unroll
-    for (int s = 0; s < HALF; ++s) leaves[s] = fma(product, leaves[s], sum[s]);
-    through = fma(product, through, met);
   }
 
-  // What enters the upper half: the state behind the lower half's gates, and the lower half's sources.
-  __device__ __forceinline__ static void meet_lower(const Desk& desk, int column, const float (&scores)[CHUNK][CHUNK],
-                                                    float2 (&enters)[HALF], float2& through) {
-    float2 product = {1.f, 1.f}, met = {0.f, 0.f}, source[HALF];
+  // The gradient of a gate of one value a token, from its columns' in both warps of a desk.
+  template <class E>
+  __device__ __forceinline__ static void put_sums(const Rows& to, const Place& c, float (&sum)[4], Desk& desk, int number,
+                                                  bool second, int lane) {
 #pragma unroll
-    for (int s = HALF - 1; s >= 0; --s) {
-      source[s] = product * two(desk.z[s], column);
-      met = fma(source[s], two(desk.leaving[s], column), met);
-      product = product * two(desk.a[s], column);
-    }
-#pragma unroll
-    for (int t = 0; t < HALF; ++t) {
-      float weights[HALF];
-      load_weights(scores[HALF + t], weights);
-      enters[t] = product * two(desk.entering[HALF + t], column);
-#pragma unroll
-      for (int s = 0; s < HALF; ++s) enters[t] = fma(weights[s], source[s], enters[t]);
-    }
-    through = fma(product, through, met);
+    for (int t = 0; t < 4; ++t)
+      for (int i = 4; i < 32; i *= 2) sum[t] += __shfl_xor_sync(~0u, sum[t], i);
+    if (lane < 4) *reinterpret_cast<float4*>(&desk.sums[second][lane * 4]) = {sum[0], sum[1], sum[2], sum[3]};
+    asm volatile("bar.sync %0, 64;" ::"r"(number + 1) : "memory");
+    if (!second && lane < c.count) *const_cast<E*>(at<E>(to, c, lane, 0)) = narrow<E>(desk.sums[0][lane] + desk.sums[1][lane]);
   }
 
-  // The rows of a half; enters becomes their sums.
-  template <int... u>
-  __device__ __forceinline__ static void rows(std::integer_sequence<int, u...>, const float (&scores)[CHUNK][CHUNK], int first,
-                                              float2 (&enters)[HALF], const P (&x)[HALF], const float2 (&z)[HALF],
-                                              const float2 (&a)[HALF], float2 (&d_z)[HALF], float2 (&d_a)[HALF]) {
-    const auto one = [&](auto number) {
-      constexpr int t = decltype(number)::value;
-      float weights[HALF];
-      load_weights(&scores[first + t][first], weights);
-      enters[t] = row<t + 1>([&](int i) { return weights[i]; }, enters[t], widen(x[t]), z, a, d_z, d_a);
-    };
-    (one(std::integral_constant<int, u>{}), ...);
-  }
-
-  // Step 3, the upper or lower half of desk `number`. next: stages what comes after; called when the operands are not
-  // needed again.
-  template <class Next>
-  __device__ __forceinline__ void gradients(int number, bool upper, const Place& c, const Next& next) const {
+  // Step 3 by one of the two warps of desk `number`.
+  __device__ __forceinline__ void gradients(int number, bool second, const Place& c) const {
     const bool key_side = number % 2;
     const SideArgs& s = p.side[key_side];
-    const int first = upper * HALF;
-    const int lane = fresh(threadIdx.x % 32), column = 2 * lane;
+    const int lane = fresh(threadIdx.x % 32), start = first_column(key_side), other_tile = first_column(!key_side) / SLICE;
     Desk& desk = memory.desk[number];
-    const Desk& other = memory.desk[number ^ 1];
-    if (key_side) meet_states<true>(number, upper, lane);
-    else meet_states<false>(number, upper, lane);
-    pair_barrier(number);
-    float2 z[HALF], a[HALF], enters[HALF], d_z[HALF] = {}, d_a[HALF] = {};
-    {
-      float2 leaves[HALF], through = *reinterpret_cast<const float2*>(&desk.through[column]);
-#pragma unroll
-      for (int t = 0; t < HALF; ++t) {
-        z[t] = two(desk.z[first + t], column);
-        a[t] = two(desk.a[first + t], column);
-        leaves[t] = two(desk.leaving[first + t], column);
+    const bool whole_gate = s.d_a.width == s.width, parts = s.next_part;
+    const int gate_tile = whole_gate ? other_tile : other_tile * s.tiles + start / SLICE;
+    const Rows d_x = part(s.d_x, other_tile * s.next_part), d_z = part(s.d_z, other_tile * s.next_part);
+    const Rows d_a = part(s.d_a, gate_tile * s.next_gate_part);
+    float sums[4] = {};
+    const Scores<T> A(memory.desk[number ^ 1].scores, lane);
+#pragma unroll 1
+    for (int first = second * HALF_SLICE; first < (second + 1) * HALF_SLICE; first += 16) {
+      Quarter x, z, a, E, L;
+      float passing[2];
+      if (key_side) meet<true>(number, first, lane, E, L, passing);
+      else meet<false>(number, first, lane, E, L, passing);
+      load(x, desk.x, first, lane), load(z, desk.z, first, lane), load(a, desk.a, first, lane);
+      to_quarters(A, lane, x, z, a, E, L, passing);
+      for (int i = 0; i < 2; ++i) to_tokens(A.near, i, E, L, passing[i], x, z, a);
+      const int column = start + first;
+      if (!parts) {
+        if (d_x.width) put<T>(d_x, c, x, column, s.width, desk.x, first, lane);
+        put<T>(d_z, c, z, column, s.width, desk.z, first, lane);
+        if (whole_gate) put<G>(d_a, c, a, column, s.width, desk.a, first, lane);
+      } else {
+        if (d_x.width) put<float>(d_x, c, x, column, s.width, desk.x, first, lane);
+        put<float>(d_z, c, z, column, s.width, desk.z, first, lane);
+        if (whole_gate) put<float>(d_a, c, a, column, s.width, desk.a, first, lane);
       }
-      if (upper) meet_lower(desk, column, other.scores, enters, through);
-      else meet_upper(desk, column, other.scores, leaves, through);
-      row<HALF>([&](int i) { return leaves[i]; }, through, {1.f, 1.f}, z, a, d_z, d_a);
-    }
-    P x[HALF];
+      if (!whole_gate)
 #pragma unroll
-    for (int t = 0; t < HALF; ++t) {
-      x[t] = *reinterpret_cast<const P*>(&desk.x[first + t][column]);
-      if (!upper) enters[t] = two(desk.entering[t], column);
+        for (int i = 0; i < 8; ++i) sums[i % 4] += column + i / 4 * 8 + lane / 4 < s.width ? a(i / 4, i % 4) : 0.f;
     }
-    pair_barrier(number);
-    if (!upper) next();
-    rows(std::make_integer_sequence<int, HALF>{}, other.scores, first, enters, x, z, a, d_z, d_a);
-    const int out = first_column(key_side) + column, other_tile = first_column(!key_side) / SLICE;
-    if (!s.next_part) {
-      put<T>(s.d_x, c, first, out, s.width, enters);
-      put<T>(s.d_z, c, first, out, s.width, d_z);
-      put<G>(s.d_a, c, first, out, s.width, d_a);
-    } else {
-      const int gate_tile = s.d_a.width == s.width ? other_tile : other_tile * s.tiles + first_column(key_side) / SLICE;
-      put<float>(part(s.d_x, other_tile * s.next_part), c, first, out, s.width, enters);
-      put<float>(part(s.d_z, other_tile * s.next_part), c, first, out, s.width, d_z);
-      put<float>(part(s.d_a, gate_tile * s.next_gate_part), c, first, out, s.width, d_a);
+    __syncwarp();
+    const int first = second * HALF_SLICE, column = start + first;
+    if (!parts) {
+      if (d_x.width) write(d_x, c, column, s.width, desk.x, first, lane);
+      write(d_z, c, column, s.width, desk.z, first, lane);
+      if (whole_gate) write(d_a, c, column, s.width, desk.a, first, lane);
     }
+    if (!whole_gate && d_a.width) {
+      if (parts) put_sums<float>(d_a, c, sums, desk, number, second, lane);
+      else put_sums<G>(d_a, c, sums, desk, number, second, lane);
+    }
+    __syncwarp();
   }
   __device__ __forceinline__ static Rows part(Rows x, int64_t floats) {
-    x.data = static_cast<const float*>(x.data) + floats;
+    if (floats) x.data = static_cast<const float*>(x.data) + floats;
     return x;
-  }
-
-  // Of the two warps at a desk.
-  __device__ __forceinline__ static void pair_barrier(int number) {
-    asm volatile("bar.sync %0, 64;" ::"r"(number + 1) : "memory");
-  }
-  // Of the four at a chunk.
-  __device__ __forceinline__ static void chunk_barrier(int chunk) {
-    asm volatile("bar.sync %0, 128;" ::"r"(DESKS + 1 + chunk) : "memory");
   }
 };
 

@@ -22,7 +22,7 @@ template <class T, class G>
 Choice choice() {
   static_assert(sizeof(BackwardMemory<T, G>) <= shared_memory);
   return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, sum_parts<T, G>,
-          sizeof(BackwardMemory<T, G>), Local<T, SLICE>::FLOATS};
+          sizeof(BackwardMemory<T, G>), Local<T, HALF_SLICE, SWEEP_WARPS>::FLOATS};
 }
 
 template <class T>

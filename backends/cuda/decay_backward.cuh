@@ -3,16 +3,11 @@
 // over the other side's tiles, so where there are several each leaves its part in scratch and sum_parts adds them up.
 //
 // The two sides are the same function with their arguments swapped (recurrences.md): on the value side the sources,
-// gates and sinks are v, f, d_y, on the key side k, g, q. A lane owns two neighbouring columns of a side. A block goes in
-// three steps, a barrier of all warps between them:
+// gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps, a barrier of all warps between them:
 //   1. a warp for each side of each chunk: the scores of its pairs, and its sinks and sources as the state meets them;
-//   2. four warps take the state S through the chunks, from what forward saved; four take its gradient R the other way.
+//   2. eight warps take the state S through the chunks, from what forward saved; eight take its gradient R the other way.
 //      What a chunk meets of both is left in shared memory;
-//   3. two warps for each side of each chunk, one for each half of its tokens: products with S and R, then the gradients,
-//      column by column, by differentiating the sum of a row
-//        out_u = E_u a_0 .. a_u + sum over s <= u of A[u][s] a_{s+1} .. a_u z_s,   A: the other side's scores,
-//      in the order in which Horner's scheme adds it up. E_u is what enters the half, from the state and, into the upper
-//      half, from the lower; one more row is what leaves it. No gate is divided by.
+//   3. two warps for each side of each chunk, for half of its columns each: chunk_gradients.cuh.
 #pragma once
 
 #include "chunk_gradients.cuh"
@@ -25,7 +20,8 @@ struct HeadBackward : ChunkGradients<T, G> {
   using Base = ChunkGradients<T, G>;
   using typename Base::Desk, typename Base::P;
   using Base::p, Base::memory, Base::first_value, Base::first_key;
-  using State = StateRows<T, SLICE>;
+  using State = StateRows<T, HALF_SLICE>;
+  using Local = cuda::Local<T, HALF_SLICE, SWEEP_WARPS>;
   int n, b, h;
   int64_t begin, length, checkpoint;  // begin, length: the sequence's tokens in batch row b
 
@@ -37,14 +33,15 @@ struct HeadBackward : ChunkGradients<T, G> {
   // Which operands of a block are needed: for its gradients, for the state behind it, for the gradient before it.
   enum class Need { all, sources, sinks };
 
-  __device__ __forceinline__ void stage_desk(int block, Need need, int number) const {
+  // By both warps of a desk, half of its columns each.
+  __device__ __forceinline__ void stage_desk(int block, Need need, int number, bool second) const {
     const SideArgs& s = p.side[number % 2];
     Desk& desk = memory.desk[number];
     const Place c = place(int64_t{block} * BLOCK + number / 2 * CHUNK);
-    const int column = this->first_column(number % 2);
-    if (need != Need::sources) stage<SLICE>(desk.x, s.x, c, column, s.width, 0.f);
-    if (need != Need::sinks) stage<SLICE>(desk.z, s.z, c, column, s.width, 0.f);
-    stage<SLICE>(desk.a, s.a, c, column, s.width, 1.f);
+    const int first = second * HALF_SLICE, column = this->first_column(number % 2) + first;
+    if (need != Need::sources) stage<HALF_SLICE>(desk.x, first, s.x, c, column, s.width, 0.f);
+    if (need != Need::sinks) stage<HALF_SLICE>(desk.z, first, s.z, c, column, s.width, 0.f);
+    stage<HALF_SLICE>(desk.a, first, s.a, c, column, s.width, 1.f);
     commit_copies();
   }
 
@@ -60,66 +57,71 @@ struct HeadBackward : ChunkGradients<T, G> {
     }
   }
 
-  __device__ __forceinline__ static void leave(T (&to)[SLICE][PITCH], const State& state, int first_row) {
-    const int lane = threadIdx.x % 32, d = first_row + lane / 4, j = lane % 4 * 2;
+  // Where the state of a warp lies in its tile: of those that carry S or those that carry R.
+  __device__ __forceinline__ static int row_of_warp(int warp) { return warp % 4 * 16; }
+  __device__ __forceinline__ static int key_of_warp(int warp) { return warp / 4 % 2 * HALF_SLICE; }
+
+  __device__ __forceinline__ static void leave(T (&to)[SLICE][PITCH], const State& state, int warp) {
+    const int lane = threadIdx.x % 32;
+    const uint32_t row = shared_address(&to[row_of_warp(warp) + lane % 16][key_of_warp(warp) + lane / 16 * 8]);
 #pragma unroll
-    for (int i = 0; i < State::N; ++i) {
-      *reinterpret_cast<P*>(&to[d][i * 8 + j]) = narrow<T>(float2{state.S[i][0], state.S[i][1]});
-      *reinterpret_cast<P*>(&to[d + 8][i * 8 + j]) = narrow<T>(float2{state.S[i][2], state.S[i][3]});
+    for (int i = 0; i < State::N; i += 2) {
+      const auto two = [&](int n, int e) { return bits(narrow<T>(float2{state.S[n][e], state.S[n][e + 1]})); };
+      store_matrices(row + i * 16, {two(i, 0), two(i, 2), two(i + 1, 0), two(i + 1, 2)});
     }
   }
 
   // R of a warp that carries it.
   __device__ __forceinline__ void park(const State& R, int warp) const {
 #pragma unroll
-    for (int i = 0; i < State::N * 4; ++i) memory.gradient[warp][i][threadIdx.x % 32] = R.S[i / 4][i % 4];
+    for (int i = 0; i < State::N * 4; ++i) memory.gradient[warp % SWEEP_WARPS][i][threadIdx.x % 32] = R.S[i / 4][i % 4];
   }
   __device__ __forceinline__ State parked(int warp) const {
     State R;
 #pragma unroll
-    for (int i = 0; i < State::N * 4; ++i) R.S[i / 4][i % 4] = memory.gradient[warp][i][threadIdx.x % 32];
+    for (int i = 0; i < State::N * 4; ++i) R.S[i / 4][i % 4] = memory.gradient[warp % SWEEP_WARPS][i][threadIdx.x % 32];
     return R;
   }
 
   // Step 2 by the warps that hold S: through the chunks of a block.
-  __device__ __forceinline__ void forth(State& S, int first_row, bool keep) const {
+  __device__ __forceinline__ void forth(State& S, int warp, bool keep) const {
 #pragma unroll 1
     for (int chunk = 0; chunk < CHUNKS; ++chunk) {
       const Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
       typename State::Update update;
-      update.load(value.sources, key.sources, value.all, key.all, first_row);
-      if (keep) leave(memory.S[chunk], S, first_row);
+      update.load(value.sources, key.sources, value.all, key.all, row_of_warp(warp), key_of_warp(warp));
+      if (keep) leave(memory.S[chunk], S, warp);
       S.apply(update);
     }
   }
   // By those that hold R: backward through them.
-  __device__ __forceinline__ void back(State& R, int first_row, bool keep, Local<T, SLICE>* local) const {
+  __device__ __forceinline__ void back(State& R, int warp, bool keep, Local* local) const {
 #pragma unroll 1
     for (int chunk = CHUNKS - 1; chunk >= 0; --chunk) {
       const Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
       typename State::Update update;
-      update.load(value.sinks, key.sinks, value.all, key.all, first_row);
-      if (keep) leave(memory.R[chunk], R, first_row);
+      update.load(value.sinks, key.sinks, value.all, key.all, row_of_warp(warp), key_of_warp(warp));
+      if (keep) leave(memory.R[chunk], R, warp);
       R.apply(update);
       if (local) local->multiply(update);
     }
   }
 
-  // Warp `number` of DESKS brings its part of the state before block `block`, which starts where one was saved.
-  __device__ __forceinline__ void stage_state(int block, int number) const {
+  // Every warp brings its part of the state before block `block`, which starts where one was saved.
+  __device__ __forceinline__ void stage_state(int block, int warp) const {
     const int D = p.side[0].width, K = p.side[1].width, lane = threadIdx.x % 32;
     if (block == 0) {
       State S;
-      if (number >= STATE_WARPS) return;
-      S.load(p.initial_state, n, h, first_value + number * 16, first_key, D, K);
-      S.each(number * 16, 0, SLICE, SLICE, [&](float& s, int d, int key) { memory.state[key][d] = s; });
+      if (warp >= SWEEP_WARPS) return;
+      S.load(p.initial_state, n, h, first_value + row_of_warp(warp), first_key + key_of_warp(warp), D, K);
+      S.each(row_of_warp(warp), key_of_warp(warp), SLICE, SLICE, [&](float& s, int d, int key) { memory.state[key][d] = s; });
       return;
     }
     const int64_t slot = checkpoint + int64_t{block} * BLOCK / p.interval - 1;
     const float* const saved = p.checkpoints + (slot * p.H + h) * K * D + int64_t{first_key} * D + first_value;
     constexpr int pieces = SLICE / 4, rows = 32 / pieces;
     const int d = lane % pieces * 4, values = D - first_value;
-    for (int key = number * rows + lane / pieces; key < min(SLICE, K - first_key); key += DESKS * rows) {
+    for (int key = warp * rows + lane / pieces; key < min(SLICE, K - first_key); key += BACKWARD_WARPS * rows) {
       if (D % 4 == 0) {
         if (d < values) copy_async(&memory.state[key][d], saved + int64_t{key} * D + d);
       } else {
@@ -141,10 +143,10 @@ struct HeadBackward : ChunkGradients<T, G> {
     return i.block == i.goal ? towards(i.goal - 1) : Item{i.block + 1, i.goal};
   }
 
-  // By warp `number` of DESKS: the operands of a desk, and for a new goal its part of the state.
-  __device__ __forceinline__ void stage_item(const Item& item, int number) const {
-    if (item.block == towards(item.goal).block) stage_state(item.block, number);
-    stage_desk(item.block, item.need(), number);
+  // The operands of a warp's half of a desk, and for a new goal its part of the state.
+  __device__ __forceinline__ void stage_item(const Item& item, int warp) const {
+    if (item.block == towards(item.goal).block) stage_state(item.block, warp);
+    stage_desk(item.block, item.need(), warp / 2, warp % 2);
   }
 
   __device__ __forceinline__ void init() const {
@@ -157,58 +159,53 @@ struct HeadBackward : ChunkGradients<T, G> {
   }
 
   // Step 2.
-  __device__ __forceinline__ void sweep(Need need, int warp, int first_row) const {
-    if (warp >= 2 * STATE_WARPS || (warp >= STATE_WARPS && need == Need::sources)) return;
+  __device__ __forceinline__ void sweep(Need need, int warp) const {
     State state;
-    if (warp < STATE_WARPS) {
-      state.each(first_row, 0, SLICE, SLICE, [&](float& s, int d, int key) { s = memory.state[key][d]; });
-      forth(state, first_row, need == Need::all);
-      if (need == Need::sources)
-        state.each(first_row, 0, SLICE, SLICE, [&](float& s, int d, int key) { memory.state[key][d] = s; });
-    } else {
-      state = parked(warp - STATE_WARPS);
-      back(state, first_row, true, nullptr);
-      park(state, warp - STATE_WARPS);
+    if (warp < SWEEP_WARPS) {
+      const auto staged = [&](const auto& body) { state.each(row_of_warp(warp), key_of_warp(warp), SLICE, SLICE, body); };
+      staged([&](float& s, int d, int key) { s = memory.state[key][d]; });
+      forth(state, warp, need == Need::all);
+      if (need == Need::sources) staged([&](float& s, int d, int key) { memory.state[key][d] = s; });
+    } else if (need == Need::all) {
+      state = parked(warp);
+      back(state, warp, true, nullptr);
+      park(state, warp);
     }
   }
 
   // Blocks first .. last - 1. What R's warps have parked is the gradient of the state behind them, and then before them.
   __device__ __forceinline__ void run(int first, int last) const {
-    const int warp = threadIdx.x / 32, number = warp / 2, first_row = warp % STATE_WARPS * 16;
+    const int warp = threadIdx.x / 32, number = warp / 2;
     init();
     __syncthreads();
     Item item = towards(last - 1);
-    if (warp % 2 == 0) stage_item(item, number);
+    stage_item(item, warp);
     while (item.goal >= first) {
       const Item next = after(item);
-      const auto stage_next = [&] {
-        if (next.goal >= first) stage_item(next, number);
-      };
       wait_all_copies();
       __syncthreads();
       if (warp < DESKS) prepare(memory.desk[warp], item.need());
       __syncthreads();
-      sweep(item.need(), warp, first_row);
+      sweep(item.need(), warp);
       __syncthreads();
-      if (item.need() == Need::all) this->gradients(number, warp % 2, place(int64_t{item.block} * BLOCK + number / 2 * CHUNK), stage_next);
-      else if (warp % 2 == 0) stage_next();
+      if (item.need() == Need::all) this->gradients(number, warp % 2, place(int64_t{item.block} * BLOCK + number / 2 * CHUNK));
+      if (next.goal >= first) stage_item(next, warp);
       item = next;
     }
   }
 
   // R from zero, with the products of all gates.
-  __device__ __forceinline__ void run_local(State& R, Local<T, SLICE>& local, int first, int last) const {
-    const int warp = threadIdx.x / 32, first_row = warp % STATE_WARPS * 16;
+  __device__ __forceinline__ void run_local(State& R, Local& local, int first, int last) const {
+    const int warp = threadIdx.x / 32;
     init();
     for (int block = last - 1; block >= first; --block) {
-      if (warp < DESKS) {
-        stage_desk(block, Need::sinks, warp);
-        wait_all_copies();
-        prepare(memory.desk[warp], Need::sinks);
-      }
       __syncthreads();
-      if (warp >= STATE_WARPS && warp < 2 * STATE_WARPS) back(R, first_row, false, &local);
+      stage_desk(block, Need::sinks, warp / 2, warp % 2);
+      wait_all_copies();
       __syncthreads();
+      if (warp < DESKS) prepare(memory.desk[warp], Need::sinks);
+      __syncthreads();
+      if (warp >= SWEEP_WARPS) back(R, warp, false, &local);
     }
   }
 };
@@ -230,25 +227,27 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   }
   const HeadBackward<T, G> kernel{{p, *reinterpret_cast<BackwardMemory<T, G>*>(memory), value, key},
                                   n, p.sequences ? 0 : n, h, begin, length, checkpoint};
-  const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * STATE_WARPS, first_row = warp % STATE_WARPS * 16;
+  using Kernel = HeadBackward<T, G>;
+  const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS;
+  const int d = value + Kernel::row_of_warp(warp), k = key + Kernel::key_of_warp(warp);
   const int blocks = static_cast<int>((length + BLOCK - 1) / BLOCK), each = static_cast<int>(p.segment / BLOCK);
   const int first = segment * each, last = segment + 1 < p.segments && blocks > first + each ? first + each : blocks;
-  const auto local_of = [&](int s) { return p.local + (int64_t{blockIdx.x} - segment + s) * Local<T, SLICE>::FLOATS; };
-  const bool holds_R = warp >= STATE_WARPS && warp < 2 * STATE_WARPS;
-  StateRows<T, SLICE> R;
+  const auto local_of = [&](int s) { return p.local + (int64_t{blockIdx.x} - segment + s) * Kernel::Local::FLOATS; };
+  const bool holds_R = warp >= SWEEP_WARPS;
+  typename Kernel::State R;
   if constexpr (outputs) {
     if (holds_R) {
-      R.load(p.d_final_state, n, h, value + first_row, key, p.side[0].width, p.side[1].width);
-      for (int s = p.segments - 1; s > segment; --s) Local<T, SLICE>::pass(local_of(s), thread, R);
-      kernel.park(R, warp - STATE_WARPS);
+      R.load(p.d_final_state, n, h, d, k, p.side[0].width, p.side[1].width);
+      for (int s = p.segments - 1; s > segment; --s) Kernel::Local::pass(local_of(s), thread, R);
+      kernel.park(R, warp);
     }
     if (last > first) kernel.run(first, last);
     if (holds_R && segment == 0) {
-      R = kernel.parked(warp - STATE_WARPS);
-      R.store(p.d_initial_state, n, h, value + first_row, key, p.side[0].width, p.side[1].width);
+      R = kernel.parked(warp);
+      R.store(p.d_initial_state, n, h, d, k, p.side[0].width, p.side[1].width);
     }
   } else if (segment > 0) {
-    Local<T, SLICE> local;
+    typename Kernel::Local local;
     if (last > first) kernel.run_local(R, local, first, last);
     if (holds_R) local.put(local_of(segment), thread, R);
   }

@@ -19,7 +19,7 @@ template <class T, class G, int KP>
 Choice choice() {
   constexpr int warps = inside_warps<T, G, KP>;
   return {decay_forward_kernel<T, G, KP, true>, decay_forward_kernel<T, G, KP, false>, 32 * (warps + STATE_WARPS),
-          warps * sizeof(Desk<T, G, KP>), Local<T, KP>::FLOATS};
+          warps * sizeof(Desk<T, G, KP>), Local<T, KP, STATE_WARPS>::FLOATS};
 }
 
 template <class T, class G>

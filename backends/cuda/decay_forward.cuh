@@ -18,6 +18,8 @@
 
 namespace t2fw::cuda {
 
+inline constexpr int STATE_WARPS = SLICE / 16;
+
 struct ForwardArgs {
   Rows v, f, q, k, g, y;
   StateOperand initial_state, final_state;
@@ -105,17 +107,17 @@ struct Inside {
   __device__ __forceinline__ void stage_keys(int64_t first) const {
     if (first < task.length) {
       const Place c = task.place(first);
-      if constexpr (outputs) stage<KP>(desk.q, p.q, c, 0, p.K, 0.f);
-      stage<KP>(desk.k, p.k, c, 0, p.K, 0.f);
-      stage<KP>(desk.g, p.g, c, 0, p.K, 1.f);
+      if constexpr (outputs) stage<KP>(desk.q, 0, p.q, c, 0, p.K, 0.f);
+      stage<KP>(desk.k, 0, p.k, c, 0, p.K, 0.f);
+      stage<KP>(desk.g, 0, p.g, c, 0, p.K, 1.f);
     }
     commit_copies();
   }
   __device__ __forceinline__ void stage_values(int64_t first) const {
     if (first < task.length) {
       const Place c = task.place(first);
-      stage<SLICE>(desk.v, p.v, c, task.column, p.D, 0.f);
-      stage<SLICE>(desk.f, p.f, c, task.column, p.D, 1.f);
+      stage<SLICE>(desk.v, 0, p.v, c, task.column, p.D, 0.f);
+      stage<SLICE>(desk.f, 0, p.f, c, task.column, p.D, 1.f);
     }
     commit_copies();
   }
@@ -126,8 +128,8 @@ struct Inside {
     float2 z[CHUNK];
 #pragma unroll
     for (int t = 0; t < CHUNK; ++t) {
-      z[t] = widen(*reinterpret_cast<const P*>(&desk.v[t][2 * lane]));
-      before[t] = p.f.width ? widen(*reinterpret_cast<const PG*>(&desk.f[t][2 * lane])) : float2{1.f, 1.f};
+      z[t] = widen(*reinterpret_cast<const P*>(&desk.v[row_of(t)][2 * lane]));
+      before[t] = p.f.width ? widen(*reinterpret_cast<const PG*>(&desk.f[row_of(t)][2 * lane])) : float2{1.f, 1.f};
       y[t] = desk.scores[t][t] * z[t];
     }
     spread<1>(z, before, y);
@@ -173,7 +175,7 @@ struct Inside {
   __device__ __forceinline__ void put_values(const float2 (&z)[CHUNK], float2 all) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<P*>(&desk.values[t][2 * lane]) = narrow<T>(z[t]);
+    for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<P*>(&desk.values[row_of(t)][2 * lane]) = narrow<T>(z[t]);
     *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = all;
   }
 
@@ -243,16 +245,16 @@ struct State {
   int warp;
 
   __device__ __forceinline__ float* local(int64_t segment) const {
-    return p.local + (blockIdx.x - task.segment + segment) * Local<T, KP>::FLOATS;
+    return p.local + (blockIdx.x - task.segment + segment) * Local<T, KP, STATE_WARPS>::FLOATS;
   }
   __device__ __forceinline__ void load(Update& update, const Desk& desk) const {
-    update.load(desk.values, desk.sources, desk.all_f, desk.all_g, warp * 16);
+    update.load(desk.values, desk.sources, desk.all_f, desk.all_g, warp * 16, 0);
   }
 
   // desk.y = S q_t, without the products of f.
   __device__ __forceinline__ void output(Desk& desk, const Rows& rows) const {
     const int lane = threadIdx.x % 32, g = lane / 4, j = lane % 4 * 2, d = warp * 16;
-    const uint32_t row = shared_address(&desk.sinks[lane % 16][lane / 16 * 8]);
+    const uint32_t row = shared_address(&desk.sinks[row_of(lane % 16)][lane / 16 * 8]);
     const auto& S = rows.S;
     float y[2][2][4] = {};  // even and odd slabs apart: two chains of products
 #pragma unroll
@@ -275,9 +277,9 @@ struct State {
   __device__ __forceinline__ void run() const {
     const int first_row = task.column + warp * 16, thread = warp * 32 + threadIdx.x % 32;
     Rows rows;
-    if (p.segments > 1) Local<T, KP>::get(local(p.segments - 1), thread, rows);
+    if (p.segments > 1) Local<T, KP, STATE_WARPS>::get(local(p.segments - 1), thread, rows);
     else rows.load(p.initial_state, task.n, task.h, first_row, 0, p.D, p.K);
-    for (int64_t s = 0; s < task.segment; ++s) Local<T, KP>::pass(local(s), thread, rows);  // always in this order
+    for (int64_t s = 0; s < task.segment; ++s) Local<T, KP, STATE_WARPS>::pass(local(s), thread, rows);  // always in this order
     int64_t number = max(task.start - 1, int64_t{0}) / p.interval;
     int64_t next = p.checkpoints ? (number + 1) * p.interval - task.start : -1;
     int turn = 0;
@@ -304,12 +306,12 @@ struct State {
   __device__ __forceinline__ void keep_initial() const {
     Rows rows;
     rows.load(p.initial_state, task.n, task.h, task.column + warp * 16, 0, p.D, p.K);
-    Local<T, KP>().put(local(task.segment), warp * 32 + threadIdx.x % 32, rows);
+    Local<T, KP, STATE_WARPS>().put(local(task.segment), warp * 32 + threadIdx.x % 32, rows);
   }
 
   __device__ __forceinline__ void run_local() const {
     Rows rows;
-    Local<T, KP> all;
+    Local<T, KP, STATE_WARPS> all;
     int turn = 0;
     uint32_t round = 0;
     for (int64_t first = 0; first < task.length; first += CHUNK) {

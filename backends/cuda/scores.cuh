@@ -62,22 +62,22 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
   Triangle triangle;
 #pragma unroll
   for (int slab = 0; slab < W; slab += SLICE) {
-    const int c = slab + 2 * lane, row = lane % 16, half = slab + lane / 16 * 8;
+    const int c = slab + 2 * lane, row = row_of(lane % 16), half = slab + lane / 16 * 8;
     const uint32_t level_rows = shared_address(&sinks[row][half]);
     triangle.add_level<T>(-1, shared_address(&in_x[row][half]), shared_address(&in_z[row][half]));
     float2 x[CHUNK], z[CHUNK], all[CHUNK];  // all: at a group's first token the product of its gates
 #pragma unroll
     for (int t = 0; t < CHUNK; ++t) {
-      all[t] = widen(*reinterpret_cast<const TwoG*>(&in_a[t][c]));
-      x[t] = widen(*reinterpret_cast<const Two*>(&in_x[t][c])) * all[t];
-      z[t] = widen(*reinterpret_cast<const Two*>(&in_z[t][c]));
+      all[t] = widen(*reinterpret_cast<const TwoG*>(&in_a[row_of(t)][c]));
+      x[t] = widen(*reinterpret_cast<const Two*>(&in_x[row_of(t)][c])) * all[t];
+      z[t] = widen(*reinterpret_cast<const Two*>(&in_z[row_of(t)][c]));
     }
 #pragma unroll
     for (int level = 0; level < 4; ++level) {
       const int l = 1 << level;
       __syncwarp();
 #pragma unroll
-      for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<Two*>(&sinks[t][c]) = narrow<T>(t & l ? x[t] : z[t]);
+      for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(t & l ? x[t] : z[t]);
       __syncwarp();
       triangle.add_level<T>(level, level_rows, 0);
 #pragma unroll
@@ -92,8 +92,8 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
     __syncwarp();
 #pragma unroll
     for (int t = 0; t < CHUNK; ++t) {
-      *reinterpret_cast<Two*>(&sinks[t][c]) = narrow<T>(x[t]);
-      *reinterpret_cast<Two*>(&sources[t][c]) = narrow<T>(z[t]);
+      *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(x[t]);
+      *reinterpret_cast<Two*>(&sources[row_of(t)][c]) = narrow<T>(z[t]);
     }
     *reinterpret_cast<float2*>(&all_products[c]) = all[0];
   }
@@ -109,8 +109,8 @@ __device__ __forceinline__ float2 scale_sources(const T (&z)[CHUNK][W], const G 
   float2 all = {1.f, 1.f};
 #pragma unroll
   for (int t = CHUNK - 1; t >= 0; --t) {
-    *reinterpret_cast<Two*>(&sources[t][c]) = narrow<T>(widen(*reinterpret_cast<const Two*>(&z[t][c])) * all);
-    if (gated) all = all * widen(*reinterpret_cast<const typename Pair<G>::type*>(&a[t][c]));
+    *reinterpret_cast<Two*>(&sources[row_of(t)][c]) = narrow<T>(widen(*reinterpret_cast<const Two*>(&z[row_of(t)][c])) * all);
+    if (gated) all = all * widen(*reinterpret_cast<const typename Pair<G>::type*>(&a[row_of(t)][c]));
   }
   return all;
 }
@@ -122,8 +122,8 @@ __device__ __forceinline__ float2 scale_sinks(const T (&x)[CHUNK][W], const G (&
   float2 all = {1.f, 1.f};
 #pragma unroll
   for (int t = 0; t < CHUNK; ++t) {
-    all = all * widen(*reinterpret_cast<const typename Pair<G>::type*>(&a[t][c]));
-    *reinterpret_cast<Two*>(&sinks[t][c]) = narrow<T>(widen(*reinterpret_cast<const Two*>(&x[t][c])) * all);
+    all = all * widen(*reinterpret_cast<const typename Pair<G>::type*>(&a[row_of(t)][c]));
+    *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(widen(*reinterpret_cast<const Two*>(&x[row_of(t)][c])) * all);
   }
   return all;
 }

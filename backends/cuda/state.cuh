@@ -57,18 +57,19 @@ struct StateRows {
     float f[2];
     float2 g[N];
 
-    // values, keys: rows of the chunk's tokens; first: the warp's first row of the state, a column of `values`.
+    // values, keys: rows of the chunk's tokens; first, first_key: the warp's first row and column of the state, columns of
+    // `values` and `keys`.
     template <int P, int PK>
     __device__ __forceinline__ void load(const T (&values)[CHUNK][P], const T (&keys)[CHUNK][PK], const float* all_f,
-                                         const float* all_g, int first) {
+                                         const float* all_g, int first, int first_key) {
       const int lane = threadIdx.x % 32;
-      const uint32_t row = shared_address(&keys[lane % 16][lane / 16 * 8]);
+      const uint32_t row = shared_address(&keys[lane % 16][first_key + lane / 16 * 8]);
       load_matrices_transposed(left, shared_address(&values[lane % 8 + lane / 16 * 8][first + lane / 8 % 2 * 8]));
 #pragma unroll
       for (int i = 0; i < KP / 16; ++i) load_matrices_transposed(right[i], row + i * 16 * sizeof(T));
       f[0] = all_f[first + lane / 4], f[1] = all_f[first + lane / 4 + 8];
 #pragma unroll
-      for (int n = 0; n < N; ++n) g[n] = *reinterpret_cast<const float2*>(&all_g[n * 8 + lane % 4 * 2]);
+      for (int n = 0; n < N; ++n) g[n] = *reinterpret_cast<const float2*>(&all_g[first_key + n * 8 + lane % 4 * 2]);
     }
   };
 
@@ -85,13 +86,11 @@ struct StateRows {
   }
 };
 
-inline constexpr int STATE_WARPS = SLICE / 16;
-
 // A segment's state from zero and, element by element, its products of both gates (apart they may leave fp32's range where
-// together they do not): floats of a block of STATE_WARPS warps, spread over the threads.
-template <class T, int KP>
+// together they do not): floats of a block of `warps` warps that hold a state, spread over the threads.
+template <class T, int KP, int warps>
 struct Local {
-  static constexpr int N = KP / 8, NEXT = 32 * STATE_WARPS, FLOATS = 2 * N * 4 * NEXT;
+  static constexpr int N = KP / 8, NEXT = 32 * warps, FLOATS = 2 * N * 4 * NEXT;
   float gates[N][4];
 
   __device__ __forceinline__ Local() {
@@ -107,7 +106,7 @@ struct Local {
       gates[n][3] *= u.f[1] * u.g[n].y;
     }
   }
-  // thread: of the block's state warps.
+  // thread: of the block's warps that hold a state.
   __device__ __forceinline__ void put(float* block, int thread, const StateRows<T, KP>& rows) const {
 #pragma unroll
     for (int i = 0; i < N * 4; ++i) {

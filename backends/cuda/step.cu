@@ -1,5 +1,6 @@
-// Decode: one token, the state read and written once. A thread block takes 16 rows of a head's state; 16 lanes share a
-// row, four neighbouring keys each, so that a warp's access covers two rows.
+// Decode: one token, the state read and written once. A thread block takes 32 rows of a head's state; 16 lanes share a
+// row, four neighbouring keys each, so that a warp's access covers two rows. A thread's loads are all under way before its
+// first store, behind which the compiler cannot move them.
 #include "kernels.hpp"
 #include "launch.hpp"
 #include "state.cuh"
@@ -7,7 +8,7 @@
 namespace t2fw::cuda {
 namespace {
 
-constexpr int ROWS = 16, THREADS = 128, LANES = 16, PASSES = ROWS / (THREADS / LANES);
+constexpr int ROWS = 32, THREADS = 128, LANES = 16, PASSES = ROWS / (THREADS / LANES);
 
 struct StepArgs {
   Rows v, f, q, k, g, y;
@@ -23,8 +24,9 @@ template <class S>
 __device__ __forceinline__ float4 load_four(const S* from, int left, bool vector) {
   if (vector) {
     if constexpr (sizeof(S) == 4) return *reinterpret_cast<const float4*>(from);
-    const auto* const two = reinterpret_cast<const typename Pair<S>::type*>(from);
-    const float2 x = widen(two[0]), y = widen(two[1]);
+    const uint2 two = *reinterpret_cast<const uint2*>(from);
+    const auto wide = [](const uint32_t& x) { return widen(*reinterpret_cast<const typename Pair<S>::type*>(&x)); };
+    const float2 x = wide(two.x), y = wide(two.y);
     return {x.x, x.y, y.x, y.y};
   }
   const auto one = [&](int i) { return i < left ? widen(from[i]) : 0.f; };
@@ -36,8 +38,7 @@ __device__ __forceinline__ void store_four(S* to, float4 x, int left, bool vecto
     if constexpr (sizeof(S) == 4) {
       *reinterpret_cast<float4*>(to) = x;
     } else {
-      auto* const two = reinterpret_cast<typename Pair<S>::type*>(to);
-      two[0] = narrow<S>(float2{x.x, x.y}), two[1] = narrow<S>(float2{x.z, x.w});
+      *reinterpret_cast<uint2*>(to) = {bits(narrow<S>(float2{x.x, x.y})), bits(narrow<S>(float2{x.z, x.w}))};
     }
     return;
   }
@@ -54,9 +55,6 @@ __global__ void __launch_bounds__(THREADS) step_kernel(const __grid_constant__ S
   const int64_t b = blockIdx.x / blocks / p.H, slot = p.slot_indices ? p.slot_indices[b] : b;
   const bool there = !p.slot_indices || (slot >= 0 && slot < p.slots);
   const Place place{b, h, 0, 1};
-  const auto element = [&](const auto* from, const Rows& x, int column, float absent) {
-    return x.width ? widen(from[x.width == 1 ? 0 : column]) : absent;
-  };
   float y[PASSES] = {};
   if (there) {
     const T *const q = at<T>(p.q, place, 0, 0), *const k = at<T>(p.k, place, 0, 0);
@@ -64,6 +62,13 @@ __global__ void __launch_bounds__(THREADS) step_kernel(const __grid_constant__ S
     const T* const v = at<T>(p.v, place, 0, 0);
     const S* const before = static_cast<const S*>(p.before.data) + slot * p.before.strides.b + h * p.before.strides.h;
     S* const after = static_cast<S*>(const_cast<void*>(p.after.data)) + slot * p.after.strides.b + h * p.after.strides.h;
+    float v_t[PASSES], f_t[PASSES];
+#pragma unroll
+    for (int i = 0; i < PASSES; ++i) {
+      const int d = min(first + i * (THREADS / LANES) + row, p.D - 1);
+      v_t[i] = widen(v[d]);
+      f_t[i] = p.f.width ? widen(f[p.f.width == 1 ? 0 : d]) : 1.f;
+    }
     for (int key = lane * 4; key < p.K; key += LANES * 4) {
       float4 s[PASSES];
 #pragma unroll
@@ -71,20 +76,18 @@ __global__ void __launch_bounds__(THREADS) step_kernel(const __grid_constant__ S
         const int d = first + i * (THREADS / LANES) + row;
         if (d < p.D) s[i] = load_four(before + d * p.before.strides.d + key, p.K - key, p.vector);
       }
-      const auto four = [&](const auto* from, const Rows& x, float absent) {
-        const auto one = [&](int i) { return key + i < p.K ? element(from, x, key + i, absent) : 0.f; };
-        return float4{one(0), one(1), one(2), one(3)};
-      };
-      const float4 q_t = four(q, p.q, 0.f), k_t = four(k, p.k, 0.f), g_t = four(g, p.g, 1.f);
+      const float4 q_t = load_four(q + key, p.K - key, p.q.whole), k_t = load_four(k + key, p.K - key, p.k.whole);
+      float4 g_t = {1.f, 1.f, 1.f, 1.f};
+      if (p.g.width == 1) g_t.x = g_t.y = g_t.z = g_t.w = widen(*g);
+      else if (p.g.width) g_t = load_four(g + key, p.K - key, p.g.whole);
 #pragma unroll
       for (int i = 0; i < PASSES; ++i) {
         const int d = first + i * (THREADS / LANES) + row;
         if (d >= p.D) continue;
-        const float v_t = widen(v[d]), f_t = element(f, p.f, d, 1.f);
-        s[i].x = fmaf(f_t * g_t.x, s[i].x, v_t * k_t.x);
-        s[i].y = fmaf(f_t * g_t.y, s[i].y, v_t * k_t.y);
-        s[i].z = fmaf(f_t * g_t.z, s[i].z, v_t * k_t.z);
-        s[i].w = fmaf(f_t * g_t.w, s[i].w, v_t * k_t.w);
+        s[i].x = fmaf(f_t[i] * g_t.x, s[i].x, v_t[i] * k_t.x);
+        s[i].y = fmaf(f_t[i] * g_t.y, s[i].y, v_t[i] * k_t.y);
+        s[i].z = fmaf(f_t[i] * g_t.z, s[i].z, v_t[i] * k_t.z);
+        s[i].w = fmaf(f_t[i] * g_t.w, s[i].w, v_t[i] * k_t.w);
         y[i] = fmaf(s[i].x, q_t.x, fmaf(s[i].y, q_t.y, fmaf(s[i].z, q_t.z, fmaf(s[i].w, q_t.w, y[i]))));
         store_four(after + d * p.after.strides.d + key, s[i], p.K - key, p.vector);
       }

@@ -325,8 +325,9 @@ struct PlainBackward : DecayBackward<Real> {
         const auto run = load_run(team, w, value, key, ld);
         load_tile(team, w.d_y, value.count, ld, values.x, value, Real(0), Real(0));
         load_tile(team, w.q, key.count, K, keys.x, key, Real(0), Real(0));
-        for (Real* sum : {w.d_v, w.d_f}) std::fill_n(sum, value.count * ld, Real(0));
-        for (Real* sum : {w.d_q, w.d_k, w.d_g}) std::fill_n(sum, key.count * K, Real(0));
+        Real *const value_sums[] = {w.d_v, w.d_f}, *const key_sums[] = {w.d_q, w.d_k, w.d_g};
+        for (Real* const sum : value_sums) std::fill_n(sum, value.count * ld, Real(0));
+        for (Real* const sum : key_sums) std::fill_n(sum, key.count * K, Real(0));
         back(run, w, w.entering + (first - start) / C * K * ld, s, h, first);
         store_tile(team, w.d_v, ld, values.d_z, value);
         store_tile(team, w.d_f, ld, values.d_a, value);
