@@ -1,29 +1,13 @@
 // Step 3 of decay backward (decay_backward.cuh): the gradients of one side of a chunk, by two warps.
 #pragma once
 
+#include "backward.cuh"
 #include "scores.cuh"
-#include "state.cuh"
 
 namespace t2fw::cuda {
 
 inline constexpr int CHUNKS = 4, BLOCK = CHUNKS * CHUNK;  // chunks, tokens of a block
 inline constexpr int DESKS = 2 * CHUNKS, BACKWARD_WARPS = 2 * DESKS, HALF = CHUNK / 2;
-
-struct SideArgs {
-  Rows z, a, x, d_z, d_a, d_x;  // d_x: absent on the value side
-  int64_t next_part, next_gate_part;  // floats between two tiles' parts of a gradient; 0: there is one tile, and no parts
-  int width, tiles;                   // D or K; of 64 columns
-};
-
-struct BackwardArgs {
-  SideArgs side[2];  // value, key
-  StateOperand initial_state, d_final_state, d_initial_state;
-  const int64_t* cu_seqlens;
-  const float* checkpoints;   // [slots][H][K][D] before every interval-th token
-  float* local;               // Local of every segment but the first; NULL if a sequence is one segment
-  int64_t interval, T, H, segment;  // tokens between saved states (a power of two, at least 16), and in a segment
-  int segments, sequences;    // sequences: of a packed batch, else 0
-};
 
 // A side of a chunk.
 template <class T, class G>
@@ -312,15 +296,10 @@ struct ChunkGradients {
       put<T>(s.d_z, c, first, out, s.width, d_z);
       put<G>(s.d_a, c, first, out, s.width, d_a);
     } else {
-      const int gate_tile = s.d_a.width == s.width ? other_tile : other_tile * s.tiles + first_column(key_side) / SLICE;
-      put<float>(part(s.d_x, other_tile * s.next_part), c, first, out, s.width, enters);
-      put<float>(part(s.d_z, other_tile * s.next_part), c, first, out, s.width, d_z);
-      put<float>(part(s.d_a, gate_tile * s.next_gate_part), c, first, out, s.width, d_a);
+      put<float>(s.part(s.d_x, other_tile), c, first, out, s.width, enters);
+      put<float>(s.part(s.d_z, other_tile), c, first, out, s.width, d_z);
+      put<float>(s.gate_part(first_column(key_side) / SLICE, other_tile), c, first, out, s.width, d_a);
     }
-  }
-  __device__ __forceinline__ static Rows part(Rows x, int64_t floats) {
-    x.data = static_cast<const float*>(x.data) + floats;
-    return x;
   }
 
   // Of the two warps at a desk.

@@ -216,22 +216,11 @@ struct HeadBackward : ChunkGradients<T, G> {
 template <class T, class G, bool outputs>
 __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
-  const int segment = static_cast<int>(blockIdx.x % p.segments), tiles = p.side[0].tiles * p.side[1].tiles;
-  const int tile = static_cast<int>(blockIdx.x / p.segments % tiles), value = tile % p.side[0].tiles * SLICE;
-  const int key = tile / p.side[0].tiles * SLICE, h = static_cast<int>(blockIdx.x / p.segments / tiles % p.H);
-  const int n = static_cast<int>(blockIdx.x / p.segments / tiles / p.H);
-  int64_t begin = 0, length = p.T, checkpoint = p.T ? int64_t{n} * ((p.T - 1) / p.interval) : 0;
-  if (p.sequences) {
-    const auto clamp = [&](int64_t x) { return x < 0 ? 0 : x > p.T ? p.T : x; };
-    begin = clamp(p.cu_seqlens[n]);
-    const int64_t end = clamp(p.cu_seqlens[n + 1]);
-    length = end > begin ? end - begin : 0;
-    checkpoint = begin / p.interval + n;
-  }
+  const auto [segment, value, key, n, h, sequence] = TileTask::of(p, blockIdx.x);
   const HeadBackward<T, G> kernel{{p, *reinterpret_cast<BackwardMemory<T, G>*>(memory), value, key},
-                                  n, p.sequences ? 0 : n, h, begin, length, checkpoint};
+                                  n, static_cast<int>(sequence.b), h, sequence.begin, sequence.length, sequence.checkpoint};
   const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * STATE_WARPS, first_row = warp % STATE_WARPS * 16;
-  const int blocks = static_cast<int>((length + BLOCK - 1) / BLOCK), each = static_cast<int>(p.segment / BLOCK);
+  const int blocks = static_cast<int>((sequence.length + BLOCK - 1) / BLOCK), each = static_cast<int>(p.segment / BLOCK);
   const int first = segment * each, last = segment + 1 < p.segments && blocks > first + each ? first + each : blocks;
   const auto local_of = [&](int s) { return p.local + (int64_t{blockIdx.x} - segment + s) * Local<T, SLICE>::FLOATS; };
   const bool holds_R = warp >= STATE_WARPS && warp < 2 * STATE_WARPS;
@@ -252,33 +241,6 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
     if (last > first) kernel.run_local(R, local, first, last);
     if (holds_R) local.put(local_of(segment), thread, R);
   }
-}
-
-// What sum_parts adds up: an output of T, or of G, and its parts, [count][B][T][H][width].
-struct SumArgs {
-  struct Output {
-    Rows to;
-    const float* parts;
-    int64_t next;
-    int count;
-    bool gate;
-  } output[5];
-  int64_t B, T, H;
-};
-
-// One thread an element, blockIdx.y an output.
-template <class T, class G>
-__global__ void sum_parts(const __grid_constant__ SumArgs p) {
-  const SumArgs::Output& o = p.output[blockIdx.y];
-  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (!o.count || i >= p.B * p.T * p.H * o.to.width) return;
-  float sum = 0;
-  for (int part = 0; part < o.count; ++part) sum += o.parts[part * o.next + i];
-  const int64_t token = i / o.to.width, h = token % p.H, t = token / p.H % p.T, b = token / p.H / p.T;
-  const int64_t at = b * o.to.b + t * o.to.t + h * o.to.h + i % o.to.width;
-  void* const data = const_cast<void*>(o.to.data);
-  if (o.gate) static_cast<G*>(data)[at] = narrow<G>(sum);
-  else static_cast<T*>(data)[at] = narrow<T>(sum);
 }
 
 }  // namespace t2fw::cuda

@@ -85,6 +85,10 @@ struct StateRows {
   }
 };
 
+// An element of a state behind a segment. own: what the segment leaves of a zero; gates: its product of both. A zero stays
+// one, however far the gates overflow.
+__device__ __forceinline__ float pass_segment(float s, float gates, float own) { return s == 0.f ? own : fmaf(gates, s, own); }
+
 inline constexpr int STATE_WARPS = SLICE / 16;
 
 // A segment's state from zero and, element by element, its products of both gates (apart they may leave fp32's range where
@@ -120,13 +124,12 @@ struct Local {
 #pragma unroll
     for (int i = 0; i < N * 4; ++i) rows.S[i / 4][i % 4] = block[thread + i * NEXT];
   }
-  // Takes the state through the segment. A zero stays one, however far the gates overflow.
+  // Takes the state through the segment.
   __device__ __forceinline__ static void pass(const float* block, int thread, StateRows<T, KP>& rows) {
 #pragma unroll
     for (int i = 0; i < N * 4; ++i) {
       float& s = rows.S[i / 4][i % 4];
-      const float own = block[thread + i * NEXT];
-      s = s == 0.f ? own : fmaf(block[thread + (N * 4 + i) * NEXT], s, own);
+      s = pass_segment(s, block[thread + (N * 4 + i) * NEXT], block[thread + i * NEXT]);
     }
   }
 };
