@@ -43,15 +43,17 @@ struct TileTask {
   int segment, value, key, n, h;  // value, key: the tile's first; n: sequence
   Sequence sequence;
 
-  __device__ static TileTask of(const BackwardArgs& p, int64_t block) {
-    const int tiles = p.side[0].tiles * p.side[1].tiles, tile = static_cast<int>(block / p.segments % tiles);
-    const int n = static_cast<int>(block / p.segments / tiles / p.H);
-    return {static_cast<int>(block % p.segments),
-            tile % p.side[0].tiles * SLICE,
-            tile / p.side[0].tiles * SLICE,
-            n,
-            static_cast<int>(block / p.segments / tiles % p.H),
-            sequence_at(p, n)};
+  __device__ static TileTask of(const BackwardArgs& p, unsigned block) {
+    const int tiles = p.side[0].tiles * p.side[1].tiles;
+    TileTask t;
+    t.segment = static_cast<int>(block % p.segments);
+    const int tile = static_cast<int>(block / p.segments % tiles);
+    t.value = tile % p.side[0].tiles * SLICE;
+    t.key = tile / p.side[0].tiles * SLICE;
+    t.h = static_cast<int>(block / p.segments / tiles % p.H);
+    t.n = static_cast<int>(block / p.segments / tiles / p.H);
+    t.sequence = sequence_at(p, t.n);
+    return t;
   }
 };
 

@@ -33,7 +33,8 @@ class DecayBackward {
 
  private:
   Problem p_;
-  int64_t segments_, segment_, blocks_, local_floats_, kept_;  // in scratch: of all segments' local states; states a block keeps
+  int64_t segments_, segment_, blocks_;
+  int64_t local_floats_, kept_;  // in scratch: of all segments' local states; states that a block keeps
   size_t scratch_;
 };
 

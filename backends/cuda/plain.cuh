@@ -18,10 +18,14 @@ template <int threads, int RUN, int W>
 __device__ __forceinline__ void stage(float (&to)[RUN][W], const Rows& x, const Place& c, int column, int columns,
                                       float absent, int thread) {
   if (x.whole) {
+    constexpr int pieces = W / 4, rows = threads / pieces;
+    const int first = thread / pieces, j = thread % pieces * 4;
+    const float* from = at<float>(x, c, first, column + j);
+    const int count = column + j < columns ? c.count : 0;
 #pragma unroll
-    for (int i = thread; i < RUN * W / 4; i += threads) {
-      const int t = i / (W / 4), j = i % (W / 4) * 4;
-      if (t < c.count && column + j < columns) copy_async(&to[t][j], at<float>(x, c, t, column + j));
+    for (int t = first; t < first + RUN; t += rows, from += rows * x.t) {
+      if (rows > RUN && t >= RUN) return;
+      if (t < count) copy_async(&to[t][j], from);
       else *reinterpret_cast<float4*>(&to[t][j]) = {absent, absent, absent, absent};
     }
   } else if (x.width) {

@@ -13,10 +13,13 @@ struct Sequence {
 // Args: ForwardArgs or BackwardArgs.
 template <class Args>
 __device__ __forceinline__ Sequence sequence_at(const Args& p, int64_t n) {
-  if (!p.sequences) return {n, 0, p.T, p.T ? n * ((p.T - 1) / p.interval) : 0};
-  const auto clamp = [&](int64_t x) { return x < 0 ? 0 : x > p.T ? p.T : x; };
-  const int64_t begin = clamp(p.cu_seqlens[n]), end = clamp(p.cu_seqlens[n + 1]);
-  return {0, begin, end > begin ? end - begin : 0, begin / p.interval + n};
+  Sequence s{n, 0, p.T, p.T ? n * ((p.T - 1) / p.interval) : 0};
+  if (p.sequences) {
+    const auto clamp = [&](int64_t x) { return x < 0 ? 0 : x > p.T ? p.T : x; };
+    const int64_t begin = clamp(p.cu_seqlens[n]), end = clamp(p.cu_seqlens[n + 1]);
+    s = {0, begin, end > begin ? end - begin : 0, begin / p.interval + n};
+  }
+  return s;
 }
 
 }  // namespace t2fw::cuda
