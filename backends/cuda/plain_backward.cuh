@@ -3,7 +3,7 @@
 // of its runs of tokens in scratch; then back through the runs. A run goes back by twos of four tokens, whose states fit
 // into registers beside the state's gradient R. Both ways the next run's operands are copied during this one.
 //
-// An element takes three operations a token to keep the states, three and a half to have them again, and nine for R, the
+// An element takes three operations a token to keep the states, four and a half to have them again, and nine for R, the
 // five gradients, and what they share.
 #pragma once
 

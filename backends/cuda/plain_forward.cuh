@@ -134,17 +134,25 @@ struct Forward {
     }
   }
 
-  // Two tokens at once: eight sums over the eight lanes that share their values.
+  // Two tokens at once: eight sums over the eight lanes that share their values, added up while the next two go by.
   __device__ __forceinline__ void output(Patch& S, int turn) const {
     const int lane = threadIdx.x / 4 % 8;
-#pragma unroll 2
-    for (int t = 0; t < RUN; t += 2) {
-      float y[8] = {};
-      advance<true>(memory.run[turn], t, S, y, nullptr);
-      advance<true>(memory.run[turn], t + 1, S, y + 4, nullptr);
+    float* const to = &memory.y[turn][key_warp()][lane / 4][value() + lane % 4];
+    float y[8] = {};
+    advance<true>(memory.run[turn], 0, S, y, nullptr);
+    advance<true>(memory.run[turn], 1, S, y + 4, nullptr);
+#pragma unroll 1
+    for (int t = 2; t < RUN; t += 2) {
+      float next[8] = {};
       sum_over_lanes<8, 4, 1>(y);
-      memory.y[turn][key_warp()][t + lane / 4][value() + lane % 4] = y[0];
+      advance<true>(memory.run[turn], t, S, next, nullptr);
+      advance<true>(memory.run[turn], t + 1, S, next + 4, nullptr);
+      to[(t - 2) * VALUES] = y[0];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) y[i] = next[i];
     }
+    sum_over_lanes<8, 4, 1>(y);
+    to[(RUN - 2) * VALUES] = y[0];
   }
   __device__ __forceinline__ void put_output(int64_t first, int turn) const {
     const Place c = task.place(first, RUN);
@@ -194,7 +202,7 @@ struct Forward {
 };
 
 template <int KP, bool outputs>
-__global__ void __launch_bounds__(FORWARD_THREADS) forward_kernel(const __grid_constant__ ForwardArgs p) {
+__global__ void __launch_bounds__(FORWARD_THREADS, 2) forward_kernel(const __grid_constant__ ForwardArgs p) {
   extern __shared__ __align__(16) char memory[];
   using Work = Forward<KP>;
   const Task task = Task::of(p, blockIdx.x, Work::VALUES);
