@@ -22,6 +22,8 @@ if(T2FW_CUDA)
     backends/cuda/decay_backward.cu
     backends/cuda/decay_forward.cu
     backends/cuda/launch.cu
+    backends/cuda/plain_backward.cu
+    backends/cuda/plain_forward.cu
     backends/cuda/step.cu)
 endif()
 target_include_directories(t2fw_objects PUBLIC core/include core PRIVATE .)

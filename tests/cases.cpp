@@ -75,6 +75,10 @@ const std::vector<Case>& all_cases() {
       decay(BF16, F32, F32, HEAD, HEAD, 1, 65, 2, 96, 128),
       decay(BF16, F32, F32, FULL, FULL, 1, 1000, 1, 48, 40, Opposed),
       decay(F32, F32, F32, FULL, FULL, 1, 300, 1, 16, 16, Opposed, false),
+      decay(F32, F32, F32, FULL, FULL, 2, 777, 1, 72, 64, Mixed),
+      decay(F32, F32, F32, FULL, FULL, 1, 530, 1, 33, 130, Slow, true, Packed),
+      decay(F32, F32, F32, HEAD, NONE, 1, 530, 2, 96, 40, Mixed, true, Bhtx),
+      decay(F32, F32, F32, NONE, HEAD, 1, 65, 1, 20, 200),
       decay(F16, F32, F32, HEAD, FULL, 2, 777, 1, 64, 40, Mixed, true, Packed),
       // delta
       delta(F64, F64, 2, 0, 2, 3, 16),

@@ -36,36 +36,35 @@ __device__ __forceinline__ const E* at(const Rows& x, const Place& c, int t, int
 // Whether the chunk of an operand can be brought by stage_rows.
 __device__ __forceinline__ bool copied(const Rows& x, const Place& c) { return x.whole && c.count == CHUNK; }
 
-// A warp starts to copy a chunk's rows, W of the operand's columns from `column` on, to those from `first` on; none of
-// `columns` or behind.
+// A warp starts to copy a chunk's rows, columns column .. of `columns` as far as W reaches. What lies behind stays.
 template <int W, class E, int P>
-__device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], int first, const Rows& x, const Place& c, int column, int columns) {
+__device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns) {
   constexpr int each = 16 / sizeof(E), pieces = W / each, rows = 32 / pieces;
   const int lane = threadIdx.x % 32, t = lane / pieces, j = lane % pieces * each;
   if (column + j >= columns) return;
   const E* from = at<E>(x, c, t, column + j);
 #pragma unroll
-  for (int i = 0; i < CHUNK; i += rows, from += rows * x.t) copy_async(&to[row_of(t + i)][first + j], from);
+  for (int i = 0; i < CHUNK; i += rows, from += rows * x.t) copy_async(&to[row_of(t + i)][j], from);
 }
 
 // The same element by element, for what cannot be copied; `absent` behind the last token.
 template <int W, class E, int P>
-__device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], int first, const Rows& x, const Place& c, int column,
+__device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column,
                                                int columns, float absent) {
   if (!x.width) return;
 #pragma unroll 1
   for (int i = threadIdx.x % 32; i < CHUNK * W; i += 32) {
     const int t = i / W, j = i % W;
     const bool there = t < c.count && column + j < columns;
-    to[row_of(t)][first + j] = there ? *at<E>(x, c, t, column + j) : narrow<E>(absent);
+    to[row_of(t)][j] = there ? *at<E>(x, c, t, column + j) : narrow<E>(absent);
   }
 }
 
 template <int W, class E, int P>
-__device__ __forceinline__ void stage(E (&to)[CHUNK][P], int first, const Rows& x, const Place& c, int column, int columns,
+__device__ __forceinline__ void stage(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns,
                                       float absent) {
-  if (copied(x, c)) stage_rows<W>(to, first, x, c, column, columns);
-  else stage_elements<W>(to, first, x, c, column, columns, absent);
+  if (copied(x, c)) stage_rows<W>(to, x, c, column, columns);
+  else stage_elements<W>(to, x, c, column, columns, absent);
 }
 
 // What a warp's rows hold before anything is staged: columns behind the data keep it.

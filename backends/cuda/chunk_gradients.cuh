@@ -11,30 +11,14 @@
 // products. No gate is divided by.
 #pragma once
 
+#include "backward.cuh"
 #include "scores.cuh"
-#include "state.cuh"
 
 namespace t2fw::cuda {
 
 inline constexpr int CHUNKS = 4, BLOCK = CHUNKS * CHUNK;  // chunks, tokens of a block
 inline constexpr int DESKS = 2 * CHUNKS, BACKWARD_WARPS = 2 * DESKS, SWEEP_WARPS = BACKWARD_WARPS / 2;
 inline constexpr int HALF_SLICE = SLICE / 2;  // columns of a desk's warp, keys of a warp that carries S or R
-
-struct SideArgs {
-  Rows z, a, x, d_z, d_a, d_x;  // d_x: absent on the value side
-  int64_t next_part, next_gate_part;  // floats between two tiles' parts of a gradient; 0: there is one tile, and no parts
-  int width, tiles;                   // D or K; of 64 columns
-};
-
-struct BackwardArgs {
-  SideArgs side[2];  // value, key
-  StateOperand initial_state, d_final_state, d_initial_state;
-  const int64_t* cu_seqlens;
-  const float* checkpoints;   // [slots][H][K][D] before every interval-th token
-  float* local;               // Local of every segment but the first; NULL if a sequence is one segment
-  int64_t interval, T, H, segment;  // tokens between saved states (a power of two, at least 16), and in a segment
-  int segments, sequences;    // sequences: of a packed batch, else 0
-};
 
 template <class G>
 inline constexpr int GATE_PITCH = sizeof(G) == 2 ? PITCH : SLICE + 4;
@@ -47,8 +31,9 @@ struct alignas(16) SideDesk {
   T sinks[CHUNK][PITCH];    // x times the products of a up to the token
   T sources[CHUNK][PITCH];  // z times the products of a behind the token
   float scores[CHUNK][CHUNK];
-  float all[SLICE];       // products of a over the chunk
-  float sums[2][CHUNK];   // of a gate of one value a token: its gradient from the desk's two warps
+  uint4 pairs[32];       // the scores of different quarters' tokens, symmetric, as lanes hold a right operand
+  float all[SLICE];      // products of a over the chunk
+  float sums[2][CHUNK];  // of a gate of one value a token: its gradient from the desk's two warps
 };
 
 template <class T, class G>
@@ -101,27 +86,38 @@ __device__ __forceinline__ uint32_t quarter_rows(const T (&rows)[CHUNK][P], int 
   return shared_address(&rows[row_of(token)][column + lane / 8 % 2 * 8]);
 }
 
+// By a warp: SideDesk's pairs from its scores.
+template <class T>
+__device__ __forceinline__ uint4 pair_up(const float (&scores)[CHUNK][CHUNK], int lane) {
+  const int j = lane % 4, g = lane / 4;
+  uint32_t pairs[4];
+#pragma unroll
+  for (int tile = 0; tile < 2; ++tile) {
+    const int token = g / 2 * 4 + g % 2 + tile * 2;
+    const bool later = g / 2 > j;
+    const float* const from = later ? &scores[token][4 * j] : &scores[4 * j][token];
+    const int step = later ? 1 : CHUNK;
+    pairs[2 * tile] = bits(narrow<T>(float2{from[0], from[step]}));
+    pairs[2 * tile + 1] = bits(narrow<T>(float2{from[2 * step], from[3 * step]}));
+  }
+  return {pairs[0], pairs[1], pairs[2], pairs[3]};
+}
+
 // The other side's scores of a chunk as step 3 reads them.
 template <class T>
 struct Scores {
   float near[4][4];   // of the lane's quarter: [token][earlier token or the same]
-  uint32_t pairs[4];  // right operand, symmetric: of tokens in different quarters
+  uint32_t pairs[4];
   bool upper, odd;    // the lane's quarter in the chunk, in its half
 
-  __device__ __forceinline__ Scores(const float (&scores)[CHUNK][CHUNK], int lane) {
-    const int j = lane % 4, g = lane / 4;
+  template <class Desk>
+  __device__ __forceinline__ Scores(const Desk& desk, int lane) {
+    const int j = lane % 4;
     upper = j / 2, odd = j % 2;
 #pragma unroll
-    for (int t = 0; t < 4; ++t) *reinterpret_cast<float4*>(near[t]) = *reinterpret_cast<const float4*>(&scores[4 * j + t][4 * j]);
-#pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      const int token = g / 2 * 4 + g % 2 + tile * 2;
-      const bool later = g / 2 > j;
-      const float* const from = later ? &scores[token][4 * j] : &scores[4 * j][token];
-      const int step = later ? 1 : CHUNK;
-      pairs[2 * tile] = bits(narrow<T>(float2{from[0], from[step]}));
-      pairs[2 * tile + 1] = bits(narrow<T>(float2{from[2 * step], from[3 * step]}));
-    }
+    for (int t = 0; t < 4; ++t)
+      *reinterpret_cast<float4*>(near[t]) = *reinterpret_cast<const float4*>(&desk.scores[4 * j + t][4 * j]);
+    *reinterpret_cast<uint4*>(pairs) = desk.pairs[lane];
   }
   // Of pairs that are split at the chunk's middle, or at a half's (`quarters`), as their later tokens meet them or their
   // earlier ones.
@@ -257,49 +253,56 @@ struct ChunkGradients {
     }
   }
 
-  // Hands over 16 columns of a gradient, `column` the first in the output: as rows of the desk, for write(), or at once.
-  template <class E, class Staged, int W>
-  __device__ __forceinline__ static void put(const Rows& to, const Place& c, const Quarter& d, int column, int columns,
-                                             Staged (&rows)[CHUNK][W], int first, int lane) {
-    if constexpr (sizeof(E) == 2) {
-      if (copied(to, c)) {
-        uint32_t x[4];
-        d.operand<E>(x);
-        store_matrices_transposed(quarter_rows(rows, first, lane), x);
-        return;
-      }
-    }
+  // Leaves 16 columns of a gradient in a desk's rows for write().
+  template <class E>
+  __device__ __forceinline__ static void leave(const Quarter& d, E (&rows)[CHUNK][PITCH], int first, int lane) {
+    uint32_t x[4];
+    d.operand<E>(x);
+    store_matrices_transposed(quarter_rows(rows, first, lane), x);
+  }
+  // Writes a warp's columns of what was left.
+  template <class E>
+  __device__ __forceinline__ static void write(const Rows& to, const Place& c, int column, int columns,
+                                               const E (&rows)[CHUNK][PITCH], int first, int lane) {
+    const int t = lane / 4 % 2 * 4 + lane / 8, j = lane % 4 * 8;
+    if (column + j >= columns) return;
+    E* const at_t = const_cast<E*>(at<E>(to, c, t, column + j));
+#pragma unroll
+    for (int i = 0; i < CHUNK; i += 8)
+      *reinterpret_cast<uint4*>(at_t + i * to.t) = *reinterpret_cast<const uint4*>(&rows[row_of(t + i)][first + j]);
+  }
+
+  // Writes 16 columns of a gradient at once, element by element: fp32, or what does not lie on 16 bytes.
+  template <class E>
+  __device__ __forceinline__ static void put(const Rows& to, const Place& c, const Quarter& d, int column, int columns, int lane) {
     const int t = lane % 4 * 4, own = column + lane / 4;
     E* const at_t = const_cast<E*>(at<E>(to, c, t, own));
 #pragma unroll
     for (int i = 0; i < 8; ++i)
       if (t + i % 4 < c.count && own + i / 4 * 8 < columns) at_t[i % 4 * to.t + i / 4 * 8] = narrow<E>(d(i / 4, i % 4));
   }
-
-  // Writes the rows that put() left, the warp's columns of them.
-  template <class E, int W>
-  __device__ __forceinline__ static void write(const Rows& to, const Place& c, int column, int columns, const E (&rows)[CHUNK][W],
-                                               int first, int lane) {
-    if constexpr (sizeof(E) == 2) {
-      const int t = lane / 4 % 2 * 4 + lane / 8, j = lane % 4 * 8;
-      if (!copied(to, c) || column + j >= columns) return;
-      E* const at_t = const_cast<E*>(at<E>(to, c, t, column + j));
-#pragma unroll
-      for (int i = 0; i < CHUNK; i += 8)
-        *reinterpret_cast<uint4*>(at_t + i * to.t) = *reinterpret_cast<const uint4*>(&rows[row_of(t + i)][first + j]);
-    }
+  // parts: as they are added up.
+  template <class E>
+  __device__ __forceinline__ static void put(bool parts, const Rows& to, const Place& c, const Quarter& d, int column,
+                                             int columns, int lane) {
+    if (!to.width) return;
+    if (parts) put<float>(to, c, d, column, columns, lane);
+    else put<E>(to, c, d, column, columns, lane);
   }
 
   // The gradient of a gate of one value a token, from its columns' in both warps of a desk.
-  template <class E>
-  __device__ __forceinline__ static void put_sums(const Rows& to, const Place& c, float (&sum)[4], Desk& desk, int number,
-                                                  bool second, int lane) {
+  __device__ __forceinline__ void put_sums(const SideArgs& s, const Place& c, float (&sum)[4], Desk& desk, int number,
+                                           bool second, int lane) const {
 #pragma unroll
     for (int t = 0; t < 4; ++t)
       for (int i = 4; i < 32; i *= 2) sum[t] += __shfl_xor_sync(~0u, sum[t], i);
     if (lane < 4) *reinterpret_cast<float4*>(&desk.sums[second][lane * 4]) = {sum[0], sum[1], sum[2], sum[3]};
-    asm volatile("bar.sync %0, 64;" ::"r"(number + 1) : "memory");
-    if (!second && lane < c.count) *const_cast<E*>(at<E>(to, c, lane, 0)) = narrow<E>(desk.sums[0][lane] + desk.sums[1][lane]);
+    pair_barrier(number);
+    if (second || lane >= c.count) return;
+    const Rows to = s.gate_part(first_column(number % 2) / SLICE, first_column(number % 2 == 0) / SLICE);
+    const float all = desk.sums[0][lane] + desk.sums[1][lane];
+    if (s.next_gate_part) *const_cast<float*>(at<float>(to, c, lane, 0)) = all;
+    else *const_cast<G*>(at<G>(to, c, lane, 0)) = narrow<G>(all);
   }
 
   // Step 3 by one of the two warps of desk `number`.
@@ -308,12 +311,11 @@ struct ChunkGradients {
     const SideArgs& s = p.side[key_side];
     const int lane = fresh(threadIdx.x % 32), start = first_column(key_side), other_tile = first_column(!key_side) / SLICE;
     Desk& desk = memory.desk[number];
-    const bool whole_gate = s.d_a.width == s.width, parts = s.next_part;
-    const int gate_tile = whole_gate ? other_tile : other_tile * s.tiles + start / SLICE;
-    const Rows d_x = part(s.d_x, other_tile * s.next_part), d_z = part(s.d_z, other_tile * s.next_part);
-    const Rows d_a = part(s.d_a, gate_tile * s.next_gate_part);
+    const bool gate = s.d_a.width && s.d_a.width == s.width;  // full width
+    const bool rows = !s.next_part && copied(s.d_z, c) && (!key_side || copied(s.d_x, c));
+    const bool gate_rows = sizeof(G) == 2 && gate && !s.next_gate_part && copied(s.d_a, c);
+    const Scores<T> A(memory.desk[number ^ 1], lane);
     float sums[4] = {};
-    const Scores<T> A(memory.desk[number ^ 1].scores, lane);
 #pragma unroll 1
     for (int first = second * HALF_SLICE; first < (second + 1) * HALF_SLICE; first += 16) {
       Quarter x, z, a, E, L;
@@ -322,37 +324,37 @@ struct ChunkGradients {
       else meet<false>(number, first, lane, E, L, passing);
       load(x, desk.x, first, lane), load(z, desk.z, first, lane), load(a, desk.a, first, lane);
       to_quarters(A, lane, x, z, a, E, L, passing);
+#pragma unroll
       for (int i = 0; i < 2; ++i) to_tokens(A.near, i, E, L, passing[i], x, z, a);
       const int column = start + first;
-      if (!parts) {
-        if (d_x.width) put<T>(d_x, c, x, column, s.width, desk.x, first, lane);
-        put<T>(d_z, c, z, column, s.width, desk.z, first, lane);
-        if (whole_gate) put<G>(d_a, c, a, column, s.width, desk.a, first, lane);
+      if (rows) {
+        if (key_side) leave(x, desk.x, first, lane);
+        leave(z, desk.z, first, lane);
       } else {
-        if (d_x.width) put<float>(d_x, c, x, column, s.width, desk.x, first, lane);
-        put<float>(d_z, c, z, column, s.width, desk.z, first, lane);
-        if (whole_gate) put<float>(d_a, c, a, column, s.width, desk.a, first, lane);
+        if (key_side) put<T>(s.next_part, s.part(s.d_x, other_tile), c, x, column, s.width, lane);
+        put<T>(s.next_part, s.part(s.d_z, other_tile), c, z, column, s.width, lane);
       }
-      if (!whole_gate)
+      if (gate_rows) {
+        if constexpr (sizeof(G) == 2) leave(a, desk.a, first, lane);
+      } else if (gate) {
+        put<G>(s.next_gate_part, s.gate_part(start / SLICE, other_tile), c, a, column, s.width, lane);
+      } else {
 #pragma unroll
         for (int i = 0; i < 8; ++i) sums[i % 4] += column + i / 4 * 8 + lane / 4 < s.width ? a(i / 4, i % 4) : 0.f;
+      }
     }
     __syncwarp();
     const int first = second * HALF_SLICE, column = start + first;
-    if (!parts) {
-      if (d_x.width) write(d_x, c, column, s.width, desk.x, first, lane);
-      write(d_z, c, column, s.width, desk.z, first, lane);
-      if (whole_gate) write(d_a, c, column, s.width, desk.a, first, lane);
-    }
-    if (!whole_gate && d_a.width) {
-      if (parts) put_sums<float>(d_a, c, sums, desk, number, second, lane);
-      else put_sums<G>(d_a, c, sums, desk, number, second, lane);
-    }
-    __syncwarp();
+    if (rows && key_side) write(s.d_x, c, column, s.width, desk.x, first, lane);
+    if (rows) write(s.d_z, c, column, s.width, desk.z, first, lane);
+    if constexpr (sizeof(G) == 2)
+      if (gate_rows) write(s.d_a, c, column, s.width, desk.a, first, lane);
+    if (s.d_a.width && !gate) put_sums(s, c, sums, desk, number, second, lane);
   }
-  __device__ __forceinline__ static Rows part(Rows x, int64_t floats) {
-    if (floats) x.data = static_cast<const float*>(x.data) + floats;
-    return x;
+
+  // Of the two warps at a desk.
+  __device__ __forceinline__ static void pair_barrier(int number) {
+    asm volatile("bar.sync %0, 64;" ::"r"(number + 1) : "memory");
   }
 };
 

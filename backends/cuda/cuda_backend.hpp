@@ -4,7 +4,8 @@
 
 namespace t2fw {
 
-// NVIDIA's tensor cores through kernels of our own; what it has no kernel for in a plan it hands to the portable backend.
+// NVIDIA GPUs through kernels of our own, on tensor cores for 16-bit data; what it has no kernel for in a plan it hands to
+// the portable backend.
 const Backend& cuda_backend();
 
 }  // namespace t2fw

@@ -10,27 +10,20 @@
 namespace t2fw::cuda {
 namespace {
 
-using Kernel = void (*)(BackwardArgs);
-
-struct Choice {
-  Kernel backward, local;
-  void (*sum)(SumArgs);
-  size_t memory, local_floats;
-};
-
 template <class T, class G>
-Choice choice() {
+BackwardKernels kernels() {
   static_assert(sizeof(BackwardMemory<T, G>) <= shared_memory);
   return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, sum_parts<T, G>,
-          sizeof(BackwardMemory<T, G>), Local<T, HALF_SLICE, SWEEP_WARPS>::FLOATS};
+          32 * BACKWARD_WARPS, sizeof(BackwardMemory<T, G>), Local<T, HALF_SLICE, SWEEP_WARPS>::FLOATS, 0};
 }
 
 template <class T>
-Choice choose_gate(const Problem& p) {
-  return p.gate_dtype == T2FW_FP32 ? choice<T, float>() : choice<T, T>();
+BackwardKernels choose_gate(const Problem& p) {
+  return p.gate_dtype == T2FW_FP32 ? kernels<T, float>() : kernels<T, T>();
 }
 
-Choice choose(const Problem& p) {
+BackwardKernels choose(const Problem& p) {
+  if (p.data_dtype == T2FW_FP32) return plain_backward();
   return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
 }
 
@@ -47,7 +40,7 @@ struct Parts {
     const int64_t widths[] = {p.D, f, p.K, g, p.K}, counts[] = {J, f == p.D ? J : I * J, I, g == p.K ? I : I * J, I};
     for (int i = 0; i < 5; ++i) {
       width[i] = widths[i];
-      count[i] = widths[i] && (i < 2 ? J : I) > 1 ? counts[i] : 0;
+      count[i] = widths[i] && counts[i] > 1 ? counts[i] : 0;
       floats += count[i] * width[i] * p.B * p.T * p.H;
     }
   }
@@ -55,24 +48,20 @@ struct Parts {
 
 }  // namespace
 
-bool DecayBackward::takes(const Problem& p) {
-  // A gate of one value a token sums over its own side's tiles too: where that side has several, the other must have.
-  const auto narrow_gate = [](t2fw_gate gate, int64_t own, int64_t other) {
-    return gate == T2FW_GATE_HEAD && tiles(own) > 1 && tiles(other) == 1;
-  };
-  return p.D <= largest && p.K <= largest && !narrow_gate(p.f, p.D, p.K) && !narrow_gate(p.g, p.K, p.D);
-}
+bool DecayBackward::takes(const Problem& p) { return p.D <= largest && p.K <= largest; }
 
 DecayBackward::DecayBackward(const Problem& p) : p_(p) {
-  const Choice use = choose(p);
-  for (const Kernel kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
+  const BackwardKernels use = choose(p);
+  for (const auto kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   load(reinterpret_cast<const void*>(use.sum));
   const int64_t each = tiles(p.D) * tiles(p.K);
   const Segments cuts = cut(p, each, std::max<int64_t>(BLOCK, checkpoint_interval(p)));  // they start where a state was saved
   segments_ = cuts.count, segment_ = cuts.tokens;
   blocks_ = sequence_count(p) * p.H * each * segments_;
   local_floats_ = segments_ > 1 ? blocks_ * static_cast<int64_t>(use.local_floats) : 0;
-  scratch_ = static_cast<size_t>(local_floats_ + Parts(p).floats) * sizeof(float);
+  const int64_t longest = std::min(checkpoint_interval(p), p.T);
+  kept_ = use.run ? (longest + use.run - 1) / use.run : 0;
+  scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE + Parts(p).floats) * sizeof(float);
 }
 
 void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream) const {
@@ -87,7 +76,8 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
   SumArgs sums{};
   sums.B = p.B, sums.T = p.T, sums.H = p.H;
   const Parts parts(p);
-  float* free = static_cast<float*>(a.scratch) + local_floats_;
+  float* const states = static_cast<float*>(a.scratch) + local_floats_;
+  float* free = states + blocks_ * kept_ * SLICE * SLICE;
   int64_t most = 0;
   for (int i = 0; i < 5; ++i) {
     auto& o = sums.output[i];
@@ -114,12 +104,13 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       p.H,
       segment_,
       static_cast<int>(segments_),
-      static_cast<int>(p.sequences)};
-  const Choice use = choose(p);
+      static_cast<int>(p.sequences),
+      states,
+      static_cast<int>(kept_)};
+  const BackwardKernels use = choose(p);
   const auto grid = static_cast<unsigned>(blocks_);
-  constexpr int threads = 32 * BACKWARD_WARPS;
-  if (segments_ > 1) use.local<<<grid, threads, use.memory, stream>>>(args);
-  use.backward<<<grid, threads, use.memory, stream>>>(args);
+  if (segments_ > 1) use.local<<<grid, use.threads, use.memory, stream>>>(args);
+  use.backward<<<grid, use.threads, use.memory, stream>>>(args);
   if (most) use.sum<<<dim3(static_cast<unsigned>((most + 255) / 256), 5), 256, 0, stream>>>(sums);
   check(cudaGetLastError());
 }

@@ -33,15 +33,18 @@ struct HeadBackward : ChunkGradients<T, G> {
   // Which operands of a block are needed: for its gradients, for the state behind it, for the gradient before it.
   enum class Need { all, sources, sinks };
 
-  // By both warps of a desk, half of its columns each.
+  // By both warps of a desk, when neither needs what is there.
   __device__ __forceinline__ void stage_desk(int block, Need need, int number, bool second) const {
     const SideArgs& s = p.side[number % 2];
     Desk& desk = memory.desk[number];
     const Place c = place(int64_t{block} * BLOCK + number / 2 * CHUNK);
-    const int first = second * HALF_SLICE, column = this->first_column(number % 2) + first;
-    if (need != Need::sources) stage<HALF_SLICE>(desk.x, first, s.x, c, column, s.width, 0.f);
-    if (need != Need::sinks) stage<HALF_SLICE>(desk.z, first, s.z, c, column, s.width, 0.f);
-    stage<HALF_SLICE>(desk.a, first, s.a, c, column, s.width, 1.f);
+    const int column = this->first_column(number % 2);
+    if (second) {
+      if (need != Need::sinks) stage<SLICE>(desk.z, s.z, c, column, s.width, 0.f);
+    } else {
+      if (need != Need::sources) stage<SLICE>(desk.x, s.x, c, column, s.width, 0.f);
+      stage<SLICE>(desk.a, s.a, c, column, s.width, 1.f);
+    }
     commit_copies();
   }
 
@@ -50,6 +53,7 @@ struct HeadBackward : ChunkGradients<T, G> {
     const int column = 2 * (threadIdx.x % 32);
     if (need == Need::all) {
       gated_scores<SLICE>(desk.x, desk.z, desk.a, desk.sinks, desk.sources, desk.all, desk.scores);
+      desk.pairs[threadIdx.x % 32] = pair_up<T>(desk.scores, threadIdx.x % 32);
     } else {
       const float2 all = need == Need::sources ? scale_sources(desk.z, desk.a, true, desk.sources, column)
                                                : scale_sinks(desk.x, desk.a, desk.sinks, column);
@@ -114,10 +118,10 @@ struct HeadBackward : ChunkGradients<T, G> {
       State S;
       if (warp >= SWEEP_WARPS) return;
       S.load(p.initial_state, n, h, first_value + row_of_warp(warp), first_key + key_of_warp(warp), D, K);
-      S.each(row_of_warp(warp), key_of_warp(warp), SLICE, SLICE, [&](float& s, int d, int key) { memory.state[key][d] = s; });
+      S.each(row_of_warp(warp), key_of_warp(warp), [&](float& s, int d, int key) { memory.state[key][d] = s; });
       return;
     }
-    const int64_t slot = checkpoint + int64_t{block} * BLOCK / p.interval - 1;
+    const int64_t slot = checkpoint + (int64_t{block} * BLOCK >> (__ffsll(p.interval) - 1)) - 1;
     const float* const saved = p.checkpoints + (slot * p.H + h) * K * D + int64_t{first_key} * D + first_value;
     constexpr int pieces = SLICE / 4, rows = 32 / pieces;
     const int d = lane % pieces * 4, values = D - first_value;
@@ -137,13 +141,13 @@ struct HeadBackward : ChunkGradients<T, G> {
   };
   __device__ __forceinline__ Item towards(int goal) const {
     const int apart = static_cast<int>(p.interval / BLOCK);  // blocks between saved states
-    return {apart > 1 ? goal / apart * apart : goal, goal};
+    return {apart > 1 ? goal & -apart : goal, goal};
   }
   __device__ __forceinline__ Item after(const Item& i) const {
     return i.block == i.goal ? towards(i.goal - 1) : Item{i.block + 1, i.goal};
   }
 
-  // The operands of a warp's half of a desk, and for a new goal its part of the state.
+  // A warp's part of a desk's operands, and for a new goal of the state.
   __device__ __forceinline__ void stage_item(const Item& item, int warp) const {
     if (item.block == towards(item.goal).block) stage_state(item.block, warp);
     stage_desk(item.block, item.need(), warp / 2, warp % 2);
@@ -162,7 +166,7 @@ struct HeadBackward : ChunkGradients<T, G> {
   __device__ __forceinline__ void sweep(Need need, int warp) const {
     State state;
     if (warp < SWEEP_WARPS) {
-      const auto staged = [&](const auto& body) { state.each(row_of_warp(warp), key_of_warp(warp), SLICE, SLICE, body); };
+      const auto staged = [&](const auto& body) { state.each(row_of_warp(warp), key_of_warp(warp), body); };
       staged([&](float& s, int d, int key) { s = memory.state[key][d]; });
       forth(state, warp, need == Need::all);
       if (need == Need::sources) staged([&](float& s, int d, int key) { memory.state[key][d] = s; });
@@ -189,6 +193,7 @@ struct HeadBackward : ChunkGradients<T, G> {
       sweep(item.need(), warp);
       __syncthreads();
       if (item.need() == Need::all) this->gradients(number, warp % 2, place(int64_t{item.block} * BLOCK + number / 2 * CHUNK));
+      this->pair_barrier(number);
       if (next.goal >= first) stage_item(next, warp);
       item = next;
     }
@@ -213,24 +218,13 @@ struct HeadBackward : ChunkGradients<T, G> {
 template <class T, class G, bool outputs>
 __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
-  const int segment = static_cast<int>(blockIdx.x % p.segments), tiles = p.side[0].tiles * p.side[1].tiles;
-  const int tile = static_cast<int>(blockIdx.x / p.segments % tiles), value = tile % p.side[0].tiles * SLICE;
-  const int key = tile / p.side[0].tiles * SLICE, h = static_cast<int>(blockIdx.x / p.segments / tiles % p.H);
-  const int n = static_cast<int>(blockIdx.x / p.segments / tiles / p.H);
-  int64_t begin = 0, length = p.T, checkpoint = p.T ? int64_t{n} * ((p.T - 1) / p.interval) : 0;
-  if (p.sequences) {
-    const auto clamp = [&](int64_t x) { return x < 0 ? 0 : x > p.T ? p.T : x; };
-    begin = clamp(p.cu_seqlens[n]);
-    const int64_t end = clamp(p.cu_seqlens[n + 1]);
-    length = end > begin ? end - begin : 0;
-    checkpoint = begin / p.interval + n;
-  }
+  const auto [segment, value, key, n, h, sequence] = TileTask::of(p, blockIdx.x);
   const HeadBackward<T, G> kernel{{p, *reinterpret_cast<BackwardMemory<T, G>*>(memory), value, key},
-                                  n, p.sequences ? 0 : n, h, begin, length, checkpoint};
+                                  n, static_cast<int>(sequence.b), h, sequence.begin, sequence.length, sequence.checkpoint};
   using Kernel = HeadBackward<T, G>;
   const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS;
   const int d = value + Kernel::row_of_warp(warp), k = key + Kernel::key_of_warp(warp);
-  const int blocks = static_cast<int>((length + BLOCK - 1) / BLOCK), each = static_cast<int>(p.segment / BLOCK);
+  const int blocks = static_cast<int>((sequence.length + BLOCK - 1) / BLOCK), each = static_cast<int>(p.segment / BLOCK);
   const int first = segment * each, last = segment + 1 < p.segments && blocks > first + each ? first + each : blocks;
   const auto local_of = [&](int s) { return p.local + (int64_t{blockIdx.x} - segment + s) * Kernel::Local::FLOATS; };
   const bool holds_R = warp >= SWEEP_WARPS;
@@ -251,33 +245,6 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
     if (last > first) kernel.run_local(R, local, first, last);
     if (holds_R) local.put(local_of(segment), thread, R);
   }
-}
-
-// What sum_parts adds up: an output of T, or of G, and its parts, [count][B][T][H][width].
-struct SumArgs {
-  struct Output {
-    Rows to;
-    const float* parts;
-    int64_t next;
-    int count;
-    bool gate;
-  } output[5];
-  int64_t B, T, H;
-};
-
-// One thread an element, blockIdx.y an output.
-template <class T, class G>
-__global__ void sum_parts(const __grid_constant__ SumArgs p) {
-  const SumArgs::Output& o = p.output[blockIdx.y];
-  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (!o.count || i >= p.B * p.T * p.H * o.to.width) return;
-  float sum = 0;
-  for (int part = 0; part < o.count; ++part) sum += o.parts[part * o.next + i];
-  const int64_t token = i / o.to.width, h = token % p.H, t = token / p.H % p.T, b = token / p.H / p.T;
-  const int64_t at = b * o.to.b + t * o.to.t + h * o.to.h + i % o.to.width;
-  void* const data = const_cast<void*>(o.to.data);
-  if (o.gate) static_cast<G*>(data)[at] = narrow<G>(sum);
-  else static_cast<T*>(data)[at] = narrow<T>(sum);
 }
 
 }  // namespace t2fw::cuda

@@ -7,45 +7,37 @@
 namespace t2fw::cuda {
 namespace {
 
-using Kernel = void (*)(ForwardArgs);
-
-struct Choice {
-  Kernel forward, local;
-  unsigned threads;
-  size_t memory, local_floats;  // shared memory of a block; of a segment's local state in scratch
-};
-
 template <class T, class G, int KP>
-Choice choice() {
+ForwardKernels kernels() {
   constexpr int warps = inside_warps<T, G, KP>;
   return {decay_forward_kernel<T, G, KP, true>, decay_forward_kernel<T, G, KP, false>, 32 * (warps + STATE_WARPS),
-          warps * sizeof(Desk<T, G, KP>), Local<T, KP, STATE_WARPS>::FLOATS};
+          warps * sizeof(Desk<T, G, KP>), Local<T, KP, STATE_WARPS>::FLOATS, SLICE};
 }
 
 template <class T, class G>
-Choice choose_keys(int64_t K) {
-  return K <= 64 ? choice<T, G, 64>() : choice<T, G, 128>();
+ForwardKernels choose_keys(int64_t K) {
+  return K <= 64 ? kernels<T, G, 64>() : kernels<T, G, 128>();
 }
 
 template <class T>
-Choice choose_gate(const Problem& p) {
+ForwardKernels choose_gate(const Problem& p) {
   return p.gate_dtype == T2FW_FP32 ? choose_keys<T, float>(p.K) : choose_keys<T, T>(p.K);
 }
 
-Choice choose(const Problem& p) {
+ForwardKernels choose(const Problem& p) {
+  if (p.data_dtype == T2FW_FP32) return plain_forward(p.K);
   return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
 }
-
-int64_t slices(const Problem& p) { return (p.D + SLICE - 1) / SLICE; }
 
 }  // namespace
 
 DecayForward::DecayForward(const Problem& p) : p_(p) {
-  const Choice use = choose(p);
-  for (const Kernel kernel : {use.forward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
-  const Segments cuts = cut(p, slices(p), CHUNK);
+  const ForwardKernels use = choose(p);
+  for (const auto kernel : {use.forward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
+  const int64_t slices = (p.D + use.slice - 1) / use.slice;
+  const Segments cuts = cut(p, slices, CHUNK);
   segments_ = cuts.count, segment_ = cuts.tokens;
-  blocks_ = sequence_count(p) * p.H * slices(p) * segments_;
+  blocks_ = sequence_count(p) * p.H * slices * segments_;
   scratch_ = segments_ > 1 ? static_cast<size_t>(blocks_) * use.local_floats * sizeof(float) : 0;
 }
 
@@ -71,7 +63,7 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
                          static_cast<int>(p.K),
                          static_cast<int>(segments_),
                          static_cast<int>(p.sequences)};
-  const Choice use = choose(p);
+  const ForwardKernels use = choose(p);
   const auto grid = static_cast<unsigned>(blocks_);
   if (segments_ > 1) use.local<<<grid, use.threads, use.memory, stream>>>(args);
   use.forward<<<grid, use.threads, use.memory, stream>>>(args);

@@ -7,28 +7,15 @@
 // four `state` warps take the chunks in order: each holds 16 rows of the state in registers in the layout of a matrix
 // product's result, which is at once the layout in which the next product reads it. The two kinds meet at a desk in
 // shared memory, one for each inside warp: operands one way, what the entering state adds to y the other.
-//
-// Where sequences times heads are too few for the GPU, the tokens are cut into segments: a first launch gives each segment's state from
-// zero and its products of gates, from which every segment of the second finds the state it starts from.
 #pragma once
 
+#include "forward.cuh"
 #include "kernels.hpp"
 #include "scores.cuh"
-#include "state.cuh"
 
 namespace t2fw::cuda {
 
 inline constexpr int STATE_WARPS = SLICE / 16;
-
-struct ForwardArgs {
-  Rows v, f, q, k, g, y;
-  StateOperand initial_state, final_state;
-  const int64_t* cu_seqlens;
-  float* checkpoints;  // [slots][H][K][D] before every interval-th token, or NULL
-  float* local;        // Local of every segment, see keep_initial; NULL if a sequence is one segment
-  int64_t interval, T, H, segment;  // tokens between saved states, and in a segment: multiples of CHUNK
-  int D, K, segments, sequences;    // sequences: of a packed batch, else 0
-};
 
 // What a chunk is worked on in: its operands as they came, and what its warp and the state warps hand each other.
 template <class T, class G, int KP>
@@ -60,41 +47,6 @@ inline constexpr int inside_warps = desks_that_fit<Desk<T, G, KP>> >= 12  ? 12
                                     : desks_that_fit<Desk<T, G, KP>> >= 8 ? 8
                                                                           : desks_that_fit<Desk<T, G, KP>>;
 
-// One segment of one head, and the slice that a thread block takes of it.
-struct Task {
-  int64_t n, b, h, begin, length;  // n: sequence; begin: its segment's first token in batch row b
-  int64_t start, checkpoint;       // tokens of the sequence before the segment; slot of the sequence's first saved state
-  int column, segment;             // of the slice; number of the segment
-
-  __device__ static Task of(const ForwardArgs& p, int64_t block) {
-    const int slices = (p.D + SLICE - 1) / SLICE;
-    Task t;
-    t.segment = static_cast<int>(block % p.segments);
-    t.column = static_cast<int>(block / p.segments % slices) * SLICE;
-    t.h = block / p.segments / slices % p.H;
-    t.n = block / p.segments / slices / p.H;
-    int64_t begin = 0, length = p.T;
-    t.b = t.n;
-    t.checkpoint = p.T ? t.n * ((p.T - 1) / p.interval) : 0;
-    if (p.sequences) {
-      const auto clamp = [&](int64_t x) { return x < 0 ? 0 : x > p.T ? p.T : x; };
-      begin = clamp(p.cu_seqlens[t.n]);
-      const int64_t end = clamp(p.cu_seqlens[t.n + 1]);
-      length = end > begin ? end - begin : 0;
-      t.b = 0;
-      t.checkpoint = begin / p.interval + t.n;
-    }
-    t.start = t.segment * p.segment;
-    t.begin = begin + t.start;
-    const int64_t left = length - t.start;
-    t.length = left < 0 ? 0 : t.segment + 1 < p.segments && left > p.segment ? p.segment : left;
-    return t;
-  }
-  __device__ __forceinline__ Place place(int64_t first) const {
-    return {b, h, begin + first, static_cast<int>(length - first < CHUNK ? length - first : CHUNK)};
-  }
-};
-
 // An inside warp. outputs: y is wanted; else only what the state needs.
 template <class T, class G, int KP, bool outputs>
 struct Inside {
@@ -106,18 +58,18 @@ struct Inside {
 
   __device__ __forceinline__ void stage_keys(int64_t first) const {
     if (first < task.length) {
-      const Place c = task.place(first);
-      if constexpr (outputs) stage<KP>(desk.q, 0, p.q, c, 0, p.K, 0.f);
-      stage<KP>(desk.k, 0, p.k, c, 0, p.K, 0.f);
-      stage<KP>(desk.g, 0, p.g, c, 0, p.K, 1.f);
+      const Place c = task.place(first, CHUNK);
+      if constexpr (outputs) stage<KP>(desk.q, p.q, c, 0, p.K, 0.f);
+      stage<KP>(desk.k, p.k, c, 0, p.K, 0.f);
+      stage<KP>(desk.g, p.g, c, 0, p.K, 1.f);
     }
     commit_copies();
   }
   __device__ __forceinline__ void stage_values(int64_t first) const {
     if (first < task.length) {
-      const Place c = task.place(first);
-      stage<SLICE>(desk.v, 0, p.v, c, task.column, p.D, 0.f);
-      stage<SLICE>(desk.f, 0, p.f, c, task.column, p.D, 1.f);
+      const Place c = task.place(first, CHUNK);
+      stage<SLICE>(desk.v, p.v, c, task.column, p.D, 0.f);
+      stage<SLICE>(desk.f, p.f, c, task.column, p.D, 1.f);
     }
     commit_copies();
   }
@@ -181,7 +133,7 @@ struct Inside {
 
   __device__ __forceinline__ void store_output(int64_t first, const float2 (&y)[CHUNK], const float2 (&before)[CHUNK]) const {
     const int lane = threadIdx.x % 32, c = task.column + 2 * lane;
-    const Place place = task.place(first);
+    const Place place = task.place(first, CHUNK);
     T* to = const_cast<T*>(at<T>(p.y, place, 0, c));
     const bool pairs = p.y.whole && place.count == CHUNK && c < p.D;
 #pragma unroll
@@ -334,7 +286,7 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G, KP> + STATE_WARPS), 1
   extern __shared__ __align__(16) char memory[];
   constexpr int inside = inside_warps<T, G, KP>;
   auto* const desks = reinterpret_cast<Desk<T, G, KP>*>(memory);
-  const Task task = Task::of(p, blockIdx.x);
+  const Task task = Task::of(p, blockIdx.x, SLICE);
   const int warp = threadIdx.x / 32;
   if (!outputs && task.segment + 1 == p.segments) {
     if (warp >= inside) State<T, G, KP>{p, task, desks, warp - inside}.keep_initial();

@@ -7,8 +7,8 @@
 
 namespace t2fw::cuda {
 
-inline constexpr int64_t largest_key = 128;       // K that a state warp's registers hold
-inline constexpr int shared_memory = 227 * 1024;  // of a block, at most
+inline constexpr int64_t largest_key = 128, largest_plain_key = 256;  // K that the forward takes; plain: of fp32 data
+inline constexpr int shared_memory = 227 * 1024, plain_shared_memory = 99 * 1024;  // of a block, at most
 
 // decay forward of one plan.
 class DecayForward {
@@ -33,7 +33,8 @@ class DecayBackward {
 
  private:
   Problem p_;
-  int64_t segments_, segment_, blocks_, local_floats_;  // local_floats_: of all segments' local states in scratch
+  int64_t segments_, segment_, blocks_;
+  int64_t local_floats_, kept_;  // in scratch: of all segments' local states; states that a block keeps
   size_t scratch_;
 };
 

@@ -18,17 +18,21 @@ struct StateRows {
   static constexpr int N = KP / 8;
   float S[N][4] = {};
 
-  // body(element, d, key) for the elements inside [D][K]; first, first_key: those of the warp's first row and column.
+  // body(element, d, key) for every element; first, first_key: d and key of the warp's first row and column.
   template <class Body>
-  __device__ __forceinline__ void each(int first, int first_key, int D, int K, const Body& body) {
+  __device__ __forceinline__ void each(int first, int first_key, const Body& body) {
     const int lane = threadIdx.x % 32, d = first + lane / 4, j = first_key + lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = d + e / 2 * 8, key = n * 8 + j + e % 2;
-        if (row < D && key < K) body(S[n][e], row, key);
-      }
+      for (int e = 0; e < 4; ++e) body(S[n][e], d + e / 2 * 8, n * 8 + j + e % 2);
+  }
+  // For those inside [D][K].
+  template <class Body>
+  __device__ __forceinline__ void each(int first, int first_key, int D, int K, const Body& body) {
+    each(first, first_key, [&](float& s, int d, int key) {
+      if (d < D && key < K) body(s, d, key);
+    });
   }
   // Elements outside [D][K] stay.
   __device__ __forceinline__ void load(const StateOperand& x, int64_t b, int64_t h, int first, int first_key, int D, int K) {
@@ -86,6 +90,10 @@ struct StateRows {
   }
 };
 
+// An element of a state behind a segment. own: what the segment leaves of a zero; gates: its product of both. A zero stays
+// one, however far the gates overflow.
+__device__ __forceinline__ float pass_segment(float s, float gates, float own) { return s == 0.f ? own : fmaf(gates, s, own); }
+
 // A segment's state from zero and, element by element, its products of both gates (apart they may leave fp32's range where
 // together they do not): floats of a block of `warps` warps that hold a state, spread over the threads.
 template <class T, int KP, int warps>
@@ -119,13 +127,12 @@ struct Local {
 #pragma unroll
     for (int i = 0; i < N * 4; ++i) rows.S[i / 4][i % 4] = block[thread + i * NEXT];
   }
-  // Takes the state through the segment. A zero stays one, however far the gates overflow.
+  // Takes the state through the segment.
   __device__ __forceinline__ static void pass(const float* block, int thread, StateRows<T, KP>& rows) {
 #pragma unroll
     for (int i = 0; i < N * 4; ++i) {
       float& s = rows.S[i / 4][i % 4];
-      const float own = block[thread + i * NEXT];
-      s = s == 0.f ? own : fmaf(block[thread + (N * 4 + i) * NEXT], s, own);
+      s = pass_segment(s, block[thread + (N * 4 + i) * NEXT], block[thread + i * NEXT]);
     }
   }
 };

@@ -118,6 +118,7 @@ bool aligned(const void* data, const t2fw_state_strides& s, int64_t bytes) {
 }
 
 Kernel choose(const Problem& p) {
+  if (p.data_dtype == T2FW_FP32) return step_kernel<float, float, float>;
   return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
 }
 

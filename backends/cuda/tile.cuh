@@ -108,6 +108,9 @@ __device__ __forceinline__ void multiply_add<__half>(float (&c)[4], const uint32
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
+__device__ __forceinline__ void copy_word_async(void* to, const void* from) {  // 4 bytes
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits for all but the newest group of this lane's copies, then for the warp's other lanes.
 __device__ __forceinline__ void wait_copies() {

@@ -1,0 +1,62 @@
+// What the kernels of decay forward share: those on tensor cores (decay_forward.cuh) and those for fp32 data
+// (plain_forward.cuh).
+#pragma once
+
+#include "sequence.cuh"
+#include "state.cuh"
+
+namespace t2fw::cuda {
+
+struct ForwardArgs {
+  Rows v, f, q, k, g, y;
+  StateOperand initial_state, final_state;
+  const int64_t* cu_seqlens;
+  float* checkpoints;  // [slots][H][K][D] before every interval-th token, or NULL
+  float* local;        // what `local` leaves of every segment; NULL if a sequence is one segment
+  int64_t interval, T, H, segment;  // tokens between saved states, and in a segment: multiples of CHUNK
+  int D, K, segments, sequences;    // sequences: of a packed batch, else 0
+};
+
+// A kernel for each head, slice of `slice` value columns and segment, and the one that goes before it where there are
+// segments: it leaves each segment's state from zero and its products of gates, from which every segment finds the state
+// it starts from.
+struct ForwardKernels {
+  void (*forward)(ForwardArgs);
+  void (*local)(ForwardArgs);
+  unsigned threads;
+  size_t memory, local_floats;  // shared memory of a block; what `local` leaves of a segment
+  int slice;
+};
+
+// For fp32 data.
+ForwardKernels plain_forward(int64_t K);
+
+// One segment of one head, and the slice that a thread block takes of it.
+struct Task {
+  int64_t n, b, h, begin, length;  // n: sequence; begin: its segment's first token in batch row b
+  int64_t start, checkpoint;       // tokens of the sequence before the segment; slot of the sequence's first saved state
+  int column, segment;             // of the slice; number of the segment
+
+  __device__ static Task of(const ForwardArgs& p, int64_t block, int slice) {
+    const int slices = (p.D + slice - 1) / slice;
+    Task t;
+    t.segment = static_cast<int>(block % p.segments);
+    t.column = static_cast<int>(block / p.segments % slices) * slice;
+    t.h = block / p.segments / slices % p.H;
+    t.n = block / p.segments / slices / p.H;
+    const Sequence sequence = sequence_at(p, t.n);
+    t.b = sequence.b;
+    t.checkpoint = sequence.checkpoint;
+    t.start = t.segment * p.segment;
+    t.begin = sequence.begin + t.start;
+    const int64_t left = sequence.length - t.start;
+    t.length = left < 0 ? 0 : t.segment + 1 < p.segments && left > p.segment ? p.segment : left;
+    return t;
+  }
+  // At most `tokens` of them.
+  __device__ __forceinline__ Place place(int64_t first, int tokens) const {
+    return {b, h, begin + first, static_cast<int>(length - first < tokens ? length - first : tokens)};
+  }
+};
+
+}  // namespace t2fw::cuda

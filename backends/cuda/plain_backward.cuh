@@ -1,0 +1,323 @@
+// decay backward of fp32 data: 8 warps, each with 32 keys of 16 values of a tile of 64 by 64, 16 elements a lane. The
+// stretches between saved states are taken from the last to the first: forward through one, to keep the state before each
+// of its runs of tokens in scratch; then back through the runs. A run goes back by twos of four tokens, whose states fit
+// into registers beside the state's gradient R. Both ways the next run's operands are copied during this one.
+//
+// An element takes three operations a token to keep the states, four and a half to have them again, and nine for R, the
+// five gradients, and what they share.
+#pragma once
+
+#include "backward.cuh"
+#include "plain.cuh"
+
+namespace t2fw::cuda::plain {
+
+inline constexpr int BACKWARD_THREADS = 256, TRAIL = 4, BACK_RUN = 2 * TRAIL;
+inline constexpr int VALUE_WARPS = SLICE / WARP_VALUES, KEY_WARPS = SLICE / WARP_KEYS;
+
+struct alignas(16) BackwardMemory {
+  struct Side {
+    float z[BACK_RUN][SLICE], a[BACK_RUN][SLICE], x[BACK_RUN][SLICE];
+  };
+  Side run[2][2];  // this run and the next; value side (v, f, d_y) and key side (k, g, q)
+  float value[BACK_RUN][KEY_WARPS][2][SLICE];  // d_v, d_f: sums over a warp's keys
+  float key[BACK_RUN][VALUE_WARPS][3][SLICE];  // d_k, d_g, d_q: over its values
+};
+
+struct Backward {
+  using Patch = float[4][4];  // [key][value]
+  using Side = BackwardMemory::Side;
+  const BackwardArgs& p;
+  const TileTask& task;
+  BackwardMemory& memory;
+
+  // Of the tile.
+  __device__ __forceinline__ static int value_warp() { return threadIdx.x / 32 % VALUE_WARPS; }
+  __device__ __forceinline__ static int key_warp() { return threadIdx.x / 32 / VALUE_WARPS; }
+  __device__ __forceinline__ static int value() { return value_warp() * WARP_VALUES + lane_value(); }
+  __device__ __forceinline__ static int key() { return key_warp() * WARP_KEYS + lane_key(); }
+
+  // body(element, d, key) for those of the patch that are inside [D][K].
+  template <class Body>
+  __device__ __forceinline__ void each(Patch& S, const Body& body) const {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const int d = task.value + value() + i % 4, j = task.key + key() + i / 4;
+      if (d < p.side[0].width && j < p.side[1].width) body(S[i / 4][i % 4], d, j);
+    }
+  }
+  __device__ __forceinline__ void load(const StateOperand& x, Patch& S) const {
+    if (!x.data) return;
+    const float* const from = static_cast<const float*>(x.data) + task.n * x.strides.b + task.h * x.strides.h;
+    each(S, [&](float& s, int d, int j) { s = from[d * x.strides.d + j]; });
+  }
+  __device__ __forceinline__ void store(const StateOperand& x, Patch& S) const {
+    if (!x.data) return;
+    float* const to = static_cast<float*>(const_cast<void*>(x.data)) + task.n * x.strides.b + task.h * x.strides.h;
+    each(S, [&](float& s, int d, int j) { to[d * x.strides.d + j] = s; });
+  }
+  // The state before run `run`, where one was saved.
+  __device__ __forceinline__ void load_saved(int run, Patch& S) const {
+    if (!run) return load(p.initial_state, S);
+    const int64_t slot = task.sequence.checkpoint + int64_t{run} * BACK_RUN / p.interval - 1;
+    const int64_t D = p.side[0].width, K = p.side[1].width;
+    const float* const from = p.checkpoints + (slot * p.H + task.h) * K * D;
+    each(S, [&](float& s, int d, int j) { s = from[j * D + d]; });
+  }
+
+  // The i-th state that the block keeps in scratch; a thread reads what it wrote.
+  __device__ __forceinline__ float4* kept(int i) const {
+    return reinterpret_cast<float4*>(p.states) + (int64_t{blockIdx.x} * p.kept + i) * (4 * BACKWARD_THREADS) + threadIdx.x;
+  }
+  __device__ __forceinline__ void keep(int i, const Patch& S) const {
+    float4* const to = kept(i);
+#pragma unroll
+    for (int a = 0; a < 4; ++a) to[a * BACKWARD_THREADS] = {S[a][0], S[a][1], S[a][2], S[a][3]};
+  }
+  __device__ __forceinline__ void load_kept(int i, Patch& S) const {
+    const float4* const from = kept(i);
+#pragma unroll
+    for (int a = 0; a < 4; ++a) load_four(&from[a * BACKWARD_THREADS].x, S[a]);
+  }
+
+  __device__ __forceinline__ Place place(int run) const {
+    const int64_t first = int64_t{run} * BACK_RUN, left = task.sequence.length - first;
+    return {task.sequence.b, task.h, task.sequence.begin + first, static_cast<int>(left < BACK_RUN ? left : BACK_RUN)};
+  }
+  // Which operands of a run are needed: for its gradients, for the state behind it, for the gradient before it.
+  enum class Need { all, sources, sinks };
+  // Half of the threads a side.
+  __device__ __forceinline__ void stage_run(int run, Need need, int turn) const {
+    constexpr int half = BACKWARD_THREADS / 2;
+    const int side = threadIdx.x / half, thread = threadIdx.x % half, column = side ? task.key : task.value;
+    const SideArgs& s = p.side[side];
+    Side& to = memory.run[turn][side];
+    const Place c = place(run);
+    if (need != Need::sinks) stage<half>(to.z, s.z, c, column, s.width, 0.f, thread);
+    stage<half>(to.a, s.a, c, column, s.width, 1.f, thread);
+    if (need != Need::sources) stage<half>(to.x, s.x, c, column, s.width, 0.f, thread);
+  }
+  __device__ __forceinline__ void fill_absent() const {
+    for (int i = 0; i < 4; ++i)
+      if (!p.side[i % 2].a.width) fill<BACKWARD_THREADS>(memory.run[i / 2][i % 2].a, 1.f);
+  }
+
+  // S before token t becomes S behind it.
+  __device__ __forceinline__ void advance(int turn, int t, Patch& S) const {
+    const Side &values = memory.run[turn][0], &keys = memory.run[turn][1];
+    float v[4], f[4], k[4], g[4];
+    load_four(&values.z[t][value()], v);
+    load_four(&values.a[t][value()], f);
+    load_four(&keys.z[t][key()], k);
+    load_four(&keys.a[t][key()], g);
+#pragma unroll
+    for (int a = 0; a < 4; ++a)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) S[a][c] = fmaf(f[c] * g[a], S[a][c], v[c] * k[a]);
+  }
+
+  // R behind token t becomes R before it; the token's gradients, of this warp's elements, go to shared memory.
+  __device__ __forceinline__ void retreat(int turn, int t, const Patch& before, const Patch& after, Patch& R) const {
+    const Side &values = memory.run[turn][0], &keys = memory.run[turn][1];
+    float v[4], f[4], d_y[4], k[4], g[4], q[4];
+    load_four(&values.z[t][value()], v);
+    load_four(&values.a[t][value()], f);
+    load_four(&values.x[t][value()], d_y);
+    load_four(&keys.z[t][key()], k);
+    load_four(&keys.a[t][key()], g);
+    load_four(&keys.x[t][key()], q);
+    float d_value[2][4] = {}, d_key[4][3] = {};  // d_v, d_f; d_k, d_g, d_q
+#pragma unroll
+    for (int a = 0; a < 4; ++a)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        float& r = R[a][c];
+        r = fmaf(d_y[c], q[a], r);
+        const float met = r * before[a][c];
+        d_value[0][c] = fmaf(r, k[a], d_value[0][c]);
+        d_value[1][c] = fmaf(met, g[a], d_value[1][c]);
+        d_key[a][0] = fmaf(r, v[c], d_key[a][0]);
+        d_key[a][1] = fmaf(met, f[c], d_key[a][1]);
+        d_key[a][2] = fmaf(after[a][c], d_y[c], d_key[a][2]);
+        r *= f[c] * g[a];
+      }
+    sum_over_lanes<8, 4, 1>(&d_value[0][0]);
+    sum_over_lanes<4, 1, 3>(&d_key[0][0]);
+    const int i = threadIdx.x / 4 % 8, a = threadIdx.x % 4;
+    memory.value[t][key_warp()][i / 4][value() + i % 4] = d_value[0][0];
+#pragma unroll
+    for (int o = 0; o < 3; ++o) memory.key[t][value_warp()][o][key() + a] = d_key[0][o];
+  }
+
+  // R through the run; entering: the state before it.
+  __device__ __forceinline__ void back(int turn, const Patch& entering, Patch& R) const {
+#pragma unroll 1
+    for (int first = BACK_RUN - TRAIL; first >= 0; first -= TRAIL) {
+      Patch trail[TRAIL + 1];
+#pragma unroll
+      for (int i = 0; i < 16; ++i) trail[0][i / 4][i % 4] = entering[i / 4][i % 4];
+#pragma unroll 2
+      for (int t = 0; t < first; ++t) advance(turn, t, trail[0]);
+#pragma unroll
+      for (int t = 0; t < TRAIL; ++t) {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) trail[t + 1][i / 4][i % 4] = trail[t][i / 4][i % 4];
+        advance(turn, first + t, trail[t + 1]);
+      }
+#pragma unroll
+      for (int t = TRAIL - 1; t >= 0; --t) retreat(turn, first + t, trail[t], trail[t + 1], R);
+    }
+  }
+
+  // Adds up the warps' sums of the o-th output of a side and writes them, by half of the threads. A gate of one value a
+  // token takes the sum over the columns.
+  template <int warps, int outputs>
+  __device__ __forceinline__ void put(const float (&sums)[BACK_RUN][warps][outputs][SLICE], int o, const Rows& x,
+                                      const Place& c, int column, int columns) const {
+    constexpr int half = BACKWARD_THREADS / 2, fours = SLICE / 4;
+    const int thread = threadIdx.x % half;
+    if (!x.width) return;
+#pragma unroll
+    for (int i = thread; i < BACK_RUN * fours; i += half) {
+      const int t = i / fours, j = i % fours * 4;
+      const auto sum_of = [&](int warp) { return *reinterpret_cast<const float4*>(&sums[t][warp][o][j]); };
+      float4 sum = sum_of(0);
+#pragma unroll
+      for (int warp = 1; warp < warps; ++warp) sum = add(sum, sum_of(warp));
+      if (x.width == columns) {
+        put_four(x, c, t, column + j, columns, sum);
+      } else {
+        const auto there = [&](float y, int at) { return column + j + at < columns ? y : 0.f; };
+        float all = there(sum.x, 0) + there(sum.y, 1) + there(sum.z, 2) + there(sum.w, 3);
+        for (int apart = fours / 2; apart; apart /= 2) all += __shfl_xor_sync(~0u, all, apart);
+        if (j == 0 && t < c.count) *const_cast<float*>(at<float>(x, c, t, 0)) = all;
+      }
+    }
+  }
+  __device__ __forceinline__ void put_gradients(int run) const {
+    const Place c = place(run);
+    const int own[2] = {task.value / SLICE, task.key / SLICE};
+    const SideArgs &value = p.side[0], &key = p.side[1];
+    if (threadIdx.x < BACKWARD_THREADS / 2) {
+      put(memory.value, 0, value.part(value.d_z, own[1]), c, task.value, value.width);
+      put(memory.value, 1, value.gate_part(own[0], own[1]), c, task.value, value.width);
+    } else {
+      put(memory.key, 0, key.part(key.d_z, own[0]), c, task.key, key.width);
+      put(memory.key, 1, key.gate_part(own[1], own[0]), c, task.key, key.width);
+      put(memory.key, 2, key.part(key.d_x, own[0]), c, task.key, key.width);
+    }
+  }
+
+  // Waits for a run's operands, and starts to copy those of the one that comes next.
+  __device__ __forceinline__ void begin(int next, Need need, int first, int& turn) const {
+    wait_all_copies();
+    __syncthreads();
+    turn ^= 1;
+    if (next >= first) stage_run(next, need, turn ^ 1);
+    commit_copies();
+  }
+
+  // Runs first .. last - 1. R: the gradient of the state behind them, and then before them.
+  __device__ __forceinline__ void run(int first, int last, Patch& R) const {
+    const int apart = static_cast<int>(p.interval / BACK_RUN);  // runs of a stretch
+    const auto start_of = [&](int run) { return run / apart * apart; };
+    const auto need_at = [&](int run, int end) { return run == end ? Need::all : Need::sources; };
+    fill_absent();
+    int turn = 1, end = last - 1;  // end: the stretch's last run
+    stage_run(start_of(end), need_at(start_of(end), end), 0);
+    commit_copies();
+    for (int start; end >= first; end = start - 1) {
+      start = start_of(end);
+      Patch S = {};
+      load_saved(start, S);
+      for (int i = start; i < end; ++i) {
+        keep(i - start, S);
+        begin(i + 1, need_at(i + 1, end), first, turn);
+#pragma unroll 2
+        for (int t = 0; t < BACK_RUN; ++t) advance(turn, t, S);
+      }
+      for (int i = end; i >= start; --i) {
+        const int before = start_of(start - 1);
+        begin(i > start ? i - 1 : start ? before : -1, i > start ? Need::all : need_at(before, start - 1), first, turn);
+        Patch next = {};
+        if (i > start) load_kept(i - 1 - start, next);
+        back(turn, S, R);
+        __syncthreads();
+        put_gradients(i);
+#pragma unroll
+        for (int e = 0; e < 16; ++e) S[e / 4][e % 4] = next[e / 4][e % 4];
+      }
+    }
+  }
+
+  // What a segment leaves: R from zero, and element by element its products of both gates.
+  static constexpr int LOCAL_FLOATS = 2 * SLICE * SLICE;
+  __device__ __forceinline__ float* local(int segment) const {
+    return p.local + (int64_t{blockIdx.x} - task.segment + segment) * LOCAL_FLOATS + threadIdx.x;
+  }
+  __device__ __forceinline__ void pass_local(int segment, Patch& R) const {
+    const float* const from = local(segment);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      float& r = R[i / 4][i % 4];
+      r = pass_segment(r, from[(16 + i) * BACKWARD_THREADS], from[i * BACKWARD_THREADS]);
+    }
+  }
+  __device__ __forceinline__ void run_local(int first, int last) const {
+    Patch R = {}, gates;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) gates[i / 4][i % 4] = 1.f;
+    fill_absent();
+    int turn = 1;
+    if (last > first) stage_run(last - 1, Need::sinks, 0);
+    commit_copies();
+    for (int i = last - 1; i >= first; --i) {
+      begin(i - 1, Need::sinks, first, turn);
+#pragma unroll 2
+      for (int t = BACK_RUN - 1; t >= 0; --t) retreat_local(turn, t, R, gates);
+    }
+    float* const to = local(task.segment);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      to[i * BACKWARD_THREADS] = R[i / 4][i % 4];
+      to[(16 + i) * BACKWARD_THREADS] = gates[i / 4][i % 4];
+    }
+  }
+  __device__ __forceinline__ void retreat_local(int turn, int t, Patch& R, Patch& gates) const {
+    const Side &values = memory.run[turn][0], &keys = memory.run[turn][1];
+    float f[4], d_y[4], g[4], q[4];
+    load_four(&values.a[t][value()], f);
+    load_four(&values.x[t][value()], d_y);
+    load_four(&keys.a[t][key()], g);
+    load_four(&keys.x[t][key()], q);
+#pragma unroll
+    for (int a = 0; a < 4; ++a)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const float gate = f[c] * g[a];
+        R[a][c] = fmaf(d_y[c], q[a], R[a][c]) * gate;
+        gates[a][c] *= gate;
+      }
+  }
+};
+
+template <bool outputs>
+__global__ void __launch_bounds__(BACKWARD_THREADS) backward_kernel(const __grid_constant__ BackwardArgs p) {
+  extern __shared__ __align__(16) char memory[];
+  const TileTask task = TileTask::of(p, blockIdx.x);
+  const Backward work{p, task, *reinterpret_cast<BackwardMemory*>(memory)};
+  const int runs = static_cast<int>((task.sequence.length + BACK_RUN - 1) / BACK_RUN);
+  const int each = static_cast<int>(p.segment / BACK_RUN), first = task.segment * each;
+  const int last = task.segment + 1 < p.segments && runs > first + each ? first + each : runs;
+  if constexpr (outputs) {
+    Backward::Patch R = {};
+    work.load(p.d_final_state, R);
+    for (int s = p.segments - 1; s > task.segment; --s) work.pass_local(s, R);
+    if (last > first) work.run(first, last, R);
+    if (task.segment == 0) work.store(p.d_initial_state, R);
+  } else if (task.segment > 0) {
+    work.run_local(first, last);
+  }
+}
+
+}  // namespace t2fw::cuda::plain

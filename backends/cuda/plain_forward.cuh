@@ -1,0 +1,225 @@
+// decay forward of fp32 data: 4 warps, each with 64 keys of 16 values of a head, go through the tokens run by run while
+// the next run is copied. Heads of up to 64 keys go by slices of 64 values; more keys are shared out over the warps,
+// whose sums meet in shared memory.
+//
+// An element takes four operations a token: f g, v k, S and y.
+#pragma once
+
+#include "forward.cuh"
+#include "plain.cuh"
+
+namespace t2fw::cuda::plain {
+
+inline constexpr int FORWARD_THREADS = 128, PATCH_KEYS = 8, PATCH = PATCH_KEYS * 4;
+
+template <int KP>
+struct Forward {
+  static constexpr int RUN = KP > 128 ? 8 : 16;  // as the shared memory allows
+  static constexpr int KEY_WARPS = KP / (2 * WARP_KEYS), VALUE_WARPS = FORWARD_THREADS / 32 / KEY_WARPS;
+  static constexpr int VALUES = VALUE_WARPS * WARP_VALUES;  // of a thread block
+
+  struct alignas(16) Run {
+    float v[RUN][VALUES], f[RUN][VALUES], q[RUN][KP], k[RUN][KP], g[RUN][KP];
+  };
+  struct Memory {
+    Run run[2];  // this run and the next
+    float y[2][KEY_WARPS][RUN][VALUES];  // sums over a warp's keys, of this run and the last
+  };
+  using Patch = float[PATCH_KEYS][4];  // [key][value]
+
+  const ForwardArgs& p;
+  const Task& task;
+  Memory& memory;
+
+  __device__ __forceinline__ static int key_warp() { return threadIdx.x / 32 % KEY_WARPS; }
+  // In the slice, and of the head.
+  __device__ __forceinline__ static int value() { return threadIdx.x / 32 / KEY_WARPS * WARP_VALUES + lane_value(); }
+  __device__ __forceinline__ static int key(int i) { return (key_warp() * 2 + i / 4) * WARP_KEYS + lane_key() + i % 4; }
+
+  // body(element, d, key) for those of the patch that are inside [D][K].
+  template <class Body>
+  __device__ __forceinline__ void each(Patch& S, const Body& body) const {
+#pragma unroll
+    for (int i = 0; i < PATCH; ++i) {
+      const int d = task.column + value() + i % 4, j = key(i / 4);
+      if (d < p.D && j < p.K) body(S[i / 4][i % 4], d, j);
+    }
+  }
+  __device__ __forceinline__ void load(Patch& S) const {
+    if (!p.initial_state.data) return;
+    const t2fw_state_strides& s = p.initial_state.strides;
+    const float* const from = static_cast<const float*>(p.initial_state.data) + task.n * s.b + task.h * s.h;
+    each(S, [&](float& x, int d, int j) { x = from[d * s.d + j]; });
+  }
+  __device__ __forceinline__ void store(Patch& S) const {
+    if (!p.final_state.data) return;
+    const t2fw_state_strides& s = p.final_state.strides;
+    float* const to = static_cast<float*>(const_cast<void*>(p.final_state.data)) + task.n * s.b + task.h * s.h;
+    each(S, [&](float& x, int d, int j) { to[d * s.d + j] = x; });
+  }
+
+  // What a segment leaves: the state from zero, and element by element its products of both gates.
+  static constexpr int LOCAL_FLOATS = 2 * PATCH * FORWARD_THREADS;
+  __device__ __forceinline__ float* local(int64_t segment) const {
+    return p.local + (blockIdx.x - task.segment + segment) * LOCAL_FLOATS + threadIdx.x;
+  }
+  __device__ __forceinline__ static void put_local(float* to, const Patch& S, const Patch& gates) {
+#pragma unroll
+    for (int i = 0; i < PATCH; ++i) {
+      to[i * FORWARD_THREADS] = S[i / 4][i % 4];
+      to[(PATCH + i) * FORWARD_THREADS] = gates[i / 4][i % 4];
+    }
+  }
+  __device__ __forceinline__ void enter(Patch& S) const {
+    if (p.segments > 1) {
+      const float* const kept = local(p.segments - 1);  // see keep_initial
+#pragma unroll
+      for (int i = 0; i < PATCH; ++i) S[i / 4][i % 4] = kept[i * FORWARD_THREADS];
+    } else {
+      load(S);
+    }
+    for (int s = 0; s < task.segment; ++s) {
+      const float* const from = local(s);
+#pragma unroll
+      for (int i = 0; i < PATCH; ++i) {
+        float& x = S[i / 4][i % 4];
+        x = pass_segment(x, from[(PATCH + i) * FORWARD_THREADS], from[i * FORWARD_THREADS]);
+      }
+    }
+  }
+  // Nobody continues from the last segment: in its place the initial state is kept, which final_state may overwrite.
+  __device__ __forceinline__ void keep_initial() const {
+    Patch S = {}, gates = {};
+    load(S);
+    put_local(local(task.segment), S, gates);
+  }
+
+  template <bool outputs>
+  __device__ __forceinline__ void stage_run(int64_t first, int turn) const {
+    if (first < task.length) {
+      const Place c = task.place(first, RUN);
+      Run& to = memory.run[turn];
+      const int thread = threadIdx.x;
+      stage<FORWARD_THREADS>(to.v, p.v, c, task.column, p.D, 0.f, thread);
+      stage<FORWARD_THREADS>(to.f, p.f, c, task.column, p.D, 1.f, thread);
+      if constexpr (outputs) stage<FORWARD_THREADS>(to.q, p.q, c, 0, p.K, 0.f, thread);
+      stage<FORWARD_THREADS>(to.k, p.k, c, 0, p.K, 0.f, thread);
+      stage<FORWARD_THREADS>(to.g, p.g, c, 0, p.K, 1.f, thread);
+    }
+    commit_copies();
+  }
+
+  // Takes the patch through token t. outputs: y += S q_t; else gates *= the token's.
+  template <bool outputs>
+  __device__ __forceinline__ static void advance(const Run& run, int t, Patch& S, float* y, Patch* gates) {
+    float v[4], f[4];
+    load_four(&run.v[t][value()], v);
+    load_four(&run.f[t][value()], f);
+#pragma unroll
+    for (int i = 0; i < PATCH_KEYS; i += 4) {
+      float q[4], k[4], g[4];
+      load_four(&run.k[t][key(i)], k);
+      load_four(&run.g[t][key(i)], g);
+      if constexpr (outputs) load_four(&run.q[t][key(i)], q);
+#pragma unroll
+      for (int a = 0; a < 4; ++a)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          float& s = S[i + a][c];
+          const float gate = f[c] * g[a];
+          s = fmaf(gate, s, v[c] * k[a]);
+          if constexpr (outputs) y[c] = fmaf(s, q[a], y[c]);
+          else (*gates)[i + a][c] *= gate;
+        }
+    }
+  }
+
+  // Two tokens at once: eight sums over the eight lanes that share their values, added up while the next two go by.
+  __device__ __forceinline__ void output(Patch& S, int turn) const {
+    const int lane = threadIdx.x / 4 % 8;
+    float* const to = &memory.y[turn][key_warp()][lane / 4][value() + lane % 4];
+    float y[8] = {};
+    advance<true>(memory.run[turn], 0, S, y, nullptr);
+    advance<true>(memory.run[turn], 1, S, y + 4, nullptr);
+#pragma unroll 1
+    for (int t = 2; t < RUN; t += 2) {
+      float next[8] = {};
+      sum_over_lanes<8, 4, 1>(y);
+      advance<true>(memory.run[turn], t, S, next, nullptr);
+      advance<true>(memory.run[turn], t + 1, S, next + 4, nullptr);
+      to[(t - 2) * VALUES] = y[0];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) y[i] = next[i];
+    }
+    sum_over_lanes<8, 4, 1>(y);
+    to[(RUN - 2) * VALUES] = y[0];
+  }
+  __device__ __forceinline__ void put_output(int64_t first, int turn) const {
+    const Place c = task.place(first, RUN);
+#pragma unroll
+    for (int i = threadIdx.x; i < RUN * VALUES / 4; i += FORWARD_THREADS) {
+      const int t = i / (VALUES / 4), d = i % (VALUES / 4) * 4;
+      const auto sum_of = [&](int warp) { return *reinterpret_cast<const float4*>(&memory.y[turn][warp][t][d]); };
+      float4 y = sum_of(0);
+#pragma unroll
+      for (int warp = 1; warp < KEY_WARPS; ++warp) y = add(y, sum_of(warp));
+      put_four(p.y, c, t, task.column + d, p.D, y);
+    }
+  }
+
+  __device__ __forceinline__ void save(Patch& S, int64_t number) const {
+    float* const to = p.checkpoints + ((task.checkpoint + number) * p.H + task.h) * p.K * p.D;
+    each(S, [&](float& x, int d, int j) { to[static_cast<int64_t>(j) * p.D + d] = x; });
+  }
+
+  template <bool outputs>
+  __device__ __forceinline__ void run(Patch& S, Patch* gates) const {
+    for (Run& r : memory.run) {
+      if (!p.f.width) fill<FORWARD_THREADS>(r.f, 1.f);
+      if (!p.g.width) fill<FORWARD_THREADS>(r.g, 1.f);
+    }
+    stage_run<outputs>(0, 0);
+    int64_t number = max(task.start - 1, int64_t{0}) / p.interval;
+    int64_t next = p.checkpoints ? (number + 1) * p.interval - task.start : -1;
+    int turn = 0;
+    for (int64_t first = 0; first < task.length; first += RUN, turn ^= 1) {
+      wait_all_copies();
+      __syncthreads();
+      stage_run<outputs>(first + RUN, turn ^ 1);
+      if constexpr (outputs) {
+        if (first) put_output(first - RUN, turn ^ 1);
+        if (first == next) save(S, number++), next += p.interval;
+        output(S, turn);
+      } else {
+#pragma unroll 2
+        for (int t = 0; t < RUN; ++t) advance<false>(memory.run[turn], t, S, nullptr, gates);
+      }
+    }
+    if (!outputs || !task.length) return;
+    __syncthreads();
+    put_output((task.length - 1) / RUN * RUN, turn ^ 1);
+  }
+};
+
+template <int KP, bool outputs>
+__global__ void __launch_bounds__(FORWARD_THREADS, 2) forward_kernel(const __grid_constant__ ForwardArgs p) {
+  extern __shared__ __align__(16) char memory[];
+  using Work = Forward<KP>;
+  const Task task = Task::of(p, blockIdx.x, Work::VALUES);
+  const Work work{p, task, *reinterpret_cast<typename Work::Memory*>(memory)};
+  typename Work::Patch S = {};
+  if constexpr (outputs) {
+    work.enter(S);
+    work.template run<true>(S, nullptr);
+    if (task.segment + 1 == p.segments) work.store(S);
+  } else {
+    if (task.segment + 1 == p.segments) return work.keep_initial();
+    typename Work::Patch gates;
+#pragma unroll
+    for (int i = 0; i < PATCH; ++i) gates[i / 4][i % 4] = 1.f;
+    work.template run<false>(S, &gates);
+    Work::put_local(work.local(task.segment), S, gates);
+  }
+}
+
+}  // namespace t2fw::cuda::plain
