@@ -48,6 +48,16 @@ struct HeadBackward : ChunkGradients<T, G> {
     commit_copies();
   }
 
+  // Asks for an item's operands of desk `number`, so that they are in the L2 cache when they are staged.
+  __device__ __forceinline__ void fetch(int block, Need need, int number) const {
+    const SideArgs& s = p.side[number % 2];
+    const Place c = place(int64_t{block} * BLOCK + number / 2 * CHUNK);
+    const int lane = threadIdx.x % 32, t = lane % CHUNK, column = this->first_column(number % 2);
+    if (t >= c.count) return;
+    if (lane < CHUNK ? s.z.whole : s.x.whole && need == Need::all) fetch_line(at<T>(lane < CHUNK ? s.z : s.x, c, t, column));
+    if (s.a.whole && lane / CHUNK < static_cast<int>(sizeof(G)) / 2) fetch_line(at<G>(s.a, c, t, column + lane / CHUNK * (SLICE / 2)));
+  }
+
   // Step 1.
   __device__ __forceinline__ void prepare(Desk& desk, Need need) const {
     const int column = 2 * (threadIdx.x % 32);
@@ -189,6 +199,7 @@ struct HeadBackward : ChunkGradients<T, G> {
       wait_all_copies();
       __syncthreads();
       if (warp < DESKS) prepare(memory.desk[warp], item.need());
+      else if (next.goal >= first) fetch(next.block, next.need(), warp - DESKS);
       __syncthreads();
       sweep(item.need(), warp);
       __syncthreads();

@@ -112,6 +112,10 @@ __device__ __forceinline__ void copy_word_async(void* to, const void* from) {  /
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// 128 bytes from global memory to the L2 cache.
+__device__ __forceinline__ void fetch_line(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
+}
 // Waits for all but the newest group of this lane's copies, then for the warp's other lanes.
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group 1;" ::: "memory");
