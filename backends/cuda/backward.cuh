@@ -43,7 +43,7 @@ struct TileTask {
   int segment, value, key, n, h;  // value, key: the tile's first; n: sequence
   Sequence sequence;
 
-  __device__ static TileTask of(const BackwardArgs& p, unsigned block) {
+  __device__ static TileTask of(const BackwardArgs& p, int64_t block) {
     const int tiles = p.side[0].tiles * p.side[1].tiles;
     TileTask t;
     t.segment = static_cast<int>(block % p.segments);
@@ -92,6 +92,7 @@ struct BackwardKernels {
   unsigned threads;
   size_t memory, local_floats;  // shared memory of a block; what `local` leaves of a segment
   int run;                      // tokens between the states that a block keeps in scratch; 0: it keeps none
+  bool cluster;                 // the blocks of a head's tiles, blockIdx.y, add up their gradients; else there are parts
 };
 
 // For fp32 data.

@@ -23,7 +23,7 @@ inline constexpr int HALF_SLICE = SLICE / 2;  // columns of a desk's warp, keys 
 template <class G>
 inline constexpr int GATE_PITCH = sizeof(G) == 2 ? PITCH : SLICE + 4;
 
-// A side of a chunk. The gradients of x, z and a take their places where they are of 16 bits.
+// A side of a chunk. The gradients of x, z and a take their places.
 template <class T, class G>
 struct alignas(16) SideDesk {
   T x[CHUNK][PITCH], z[CHUNK][PITCH];  // as they came
@@ -253,68 +253,34 @@ struct ChunkGradients {
     }
   }
 
-  // Leaves 16 columns of a gradient in a desk's rows for write().
-  template <class E>
-  __device__ __forceinline__ static void leave(const Quarter& d, E (&rows)[CHUNK][PITCH], int first, int lane) {
-    uint32_t x[4];
-    d.operand<E>(x);
-    store_matrices_transposed(quarter_rows(rows, first, lane), x);
-  }
-  // Writes a warp's columns of what was left.
-  template <class E>
-  __device__ __forceinline__ static void write(const Rows& to, const Place& c, int column, int columns,
-                                               const E (&rows)[CHUNK][PITCH], int first, int lane) {
-    const int t = lane / 4 % 2 * 4 + lane / 8, j = lane % 4 * 8;
-    if (column + j >= columns) return;
-    E* const at_t = const_cast<E*>(at<E>(to, c, t, column + j));
+  // Leaves 16 columns of a gradient in a desk's rows.
+  template <class E, int W>
+  __device__ __forceinline__ static void leave(const Quarter& d, E (&rows)[CHUNK][W], int first, int lane) {
+    if constexpr (sizeof(E) == 2) {
+      uint32_t x[4];
+      d.operand<E>(x);
+      store_matrices_transposed(quarter_rows(rows, first, lane), x);
+    } else {
 #pragma unroll
-    for (int i = 0; i < CHUNK; i += 8)
-      *reinterpret_cast<uint4*>(at_t + i * to.t) = *reinterpret_cast<const uint4*>(&rows[row_of(t + i)][first + j]);
+      for (int i = 0; i < 8; ++i) rows[row_of(lane % 4 * 4 + i % 4)][first + i / 4 * 8 + lane / 4] = d(i / 4, i % 4);
+    }
   }
-
-  // Writes 16 columns of a gradient at once, element by element: fp32, or what does not lie on 16 bytes.
-  template <class E>
-  __device__ __forceinline__ static void put(const Rows& to, const Place& c, const Quarter& d, int column, int columns, int lane) {
-    const int t = lane % 4 * 4, own = column + lane / 4;
-    E* const at_t = const_cast<E*>(at<E>(to, c, t, own));
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (t + i % 4 < c.count && own + i / 4 * 8 < columns) at_t[i % 4 * to.t + i / 4 * 8] = narrow<E>(d(i / 4, i % 4));
-  }
-  // parts: as they are added up.
-  template <class E>
-  __device__ __forceinline__ static void put(bool parts, const Rows& to, const Place& c, const Quarter& d, int column,
-                                             int columns, int lane) {
-    if (!to.width) return;
-    if (parts) put<float>(to, c, d, column, columns, lane);
-    else put<E>(to, c, d, column, columns, lane);
-  }
-
-  // The gradient of a gate of one value a token, from its columns' in both warps of a desk.
-  __device__ __forceinline__ void put_sums(const SideArgs& s, const Place& c, float (&sum)[4], Desk& desk, int number,
-                                           bool second, int lane) const {
+  // The same of a gate of one value a token, summed over a warp's columns.
+  __device__ __forceinline__ static void leave_sums(float (&sum)[4], Desk& desk, bool second, int lane) {
 #pragma unroll
     for (int t = 0; t < 4; ++t)
       for (int i = 4; i < 32; i *= 2) sum[t] += __shfl_xor_sync(~0u, sum[t], i);
     if (lane < 4) *reinterpret_cast<float4*>(&desk.sums[second][lane * 4]) = {sum[0], sum[1], sum[2], sum[3]};
-    pair_barrier(number);
-    if (second || lane >= c.count) return;
-    const Rows to = s.gate_part(first_column(number % 2) / SLICE, first_column(number % 2 == 0) / SLICE);
-    const float all = desk.sums[0][lane] + desk.sums[1][lane];
-    if (s.next_gate_part) *const_cast<float*>(at<float>(to, c, lane, 0)) = all;
-    else *const_cast<G*>(at<G>(to, c, lane, 0)) = narrow<G>(all);
   }
 
-  // Step 3 by one of the two warps of desk `number`.
-  __device__ __forceinline__ void gradients(int number, bool second, const Place& c) const {
+  // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients.
+  __device__ __forceinline__ void gradients(int number, bool second) const {
     const bool key_side = number % 2;
     const SideArgs& s = p.side[key_side];
-    const int lane = fresh(threadIdx.x % 32), start = first_column(key_side), other_tile = first_column(!key_side) / SLICE;
+    const int lane = fresh(threadIdx.x % 32), columns = s.width - first_column(key_side);
     Desk& desk = memory.desk[number];
-    const bool gate = s.d_a.width && s.d_a.width == s.width;  // full width
-    const bool rows = !s.next_part && copied(s.d_z, c) && (!key_side || copied(s.d_x, c));
-    const bool gate_rows = sizeof(G) == 2 && gate && !s.next_gate_part && copied(s.d_a, c);
     const Scores<T> A(memory.desk[number ^ 1], lane);
+    const bool full = s.d_a.width == s.width, sum = s.d_a.width && !full;
     float sums[4] = {};
 #pragma unroll 1
     for (int first = second * HALF_SLICE; first < (second + 1) * HALF_SLICE; first += 16) {
@@ -326,35 +292,81 @@ struct ChunkGradients {
       to_quarters(A, lane, x, z, a, E, L, passing);
 #pragma unroll
       for (int i = 0; i < 2; ++i) to_tokens(A.near, i, E, L, passing[i], x, z, a);
-      const int column = start + first;
-      if (rows) {
-        if (key_side) leave(x, desk.x, first, lane);
-        leave(z, desk.z, first, lane);
-      } else {
-        if (key_side) put<T>(s.next_part, s.part(s.d_x, other_tile), c, x, column, s.width, lane);
-        put<T>(s.next_part, s.part(s.d_z, other_tile), c, z, column, s.width, lane);
-      }
-      if (gate_rows) {
-        if constexpr (sizeof(G) == 2) leave(a, desk.a, first, lane);
-      } else if (gate) {
-        put<G>(s.next_gate_part, s.gate_part(start / SLICE, other_tile), c, a, column, s.width, lane);
-      } else {
+      leave(x, desk.x, first, lane), leave(z, desk.z, first, lane);
+      if (full) {
+        leave(a, desk.a, first, lane);
+      } else if (sum) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sums[i % 4] += column + i / 4 * 8 + lane / 4 < s.width ? a(i / 4, i % 4) : 0.f;
+        for (int i = 0; i < 8; ++i) sums[i % 4] += first + i / 4 * 8 + lane / 4 < columns ? a(i / 4, i % 4) : 0.f;
       }
     }
-    __syncwarp();
-    const int first = second * HALF_SLICE, column = start + first;
-    if (rows && key_side) write(s.d_x, c, column, s.width, desk.x, first, lane);
-    if (rows) write(s.d_z, c, column, s.width, desk.z, first, lane);
-    if constexpr (sizeof(G) == 2)
-      if (gate_rows) write(s.d_a, c, column, s.width, desk.a, first, lane);
-    if (s.d_a.width && !gate) put_sums(s, c, sums, desk, number, second, lane);
+    if (sum) leave_sums(sums, desk, second, lane);
   }
 
-  // Of the two warps at a desk.
-  __device__ __forceinline__ static void pair_barrier(int number) {
-    asm volatile("bar.sync %0, 64;" ::"r"(number + 1) : "memory");
+  // Writes a warp's columns of a gradient, summed over `count` tiles: the thread blocks rank, rank + step .. of the cluster.
+  template <class E, int W>
+  __device__ __forceinline__ static void write(const Rows& to, const Place& c, const E (&rows)[CHUNK][W], int first, int column,
+                                               int columns, int rank, int step, int count) {
+    const int lane = threadIdx.x % 32;
+    if (copied(to, c)) {
+      constexpr int each = 16 / sizeof(E), pieces = HALF_SLICE / each, together = 32 / pieces;
+      const int j = lane % pieces * each, t = sizeof(E) == 2 ? lane / 4 % 2 * 4 + lane / 8 : lane / pieces;
+      if (column + j >= columns) return;
+      E* const at_t = const_cast<E*>(at<E>(to, c, t, column + j));
+#pragma unroll
+      for (int i = 0; i < CHUNK; i += together) {
+        const uint4* const own = reinterpret_cast<const uint4*>(&rows[row_of(t + i)][first + j]);
+        uint4 bits = *own;
+        if (count > 1) {
+          float sum[each] = {};
+          for (int tile = 0; tile < count; ++tile) {
+            bits = *in_block(own, rank + tile * step);
+#pragma unroll
+            for (int e = 0; e < each; ++e) sum[e] += widen(reinterpret_cast<const E*>(&bits)[e]);
+          }
+#pragma unroll
+          for (int e = 0; e < each; ++e) reinterpret_cast<E*>(&bits)[e] = narrow<E>(sum[e]);
+        }
+        *reinterpret_cast<uint4*>(at_t + i * to.t) = bits;
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int i = lane; i < CHUNK * HALF_SLICE; i += 32) {
+      const int t = i / HALF_SLICE, j = i % HALF_SLICE;
+      if (t >= c.count || column + j >= columns) continue;
+      float sum = 0;
+      for (int tile = 0; tile < count; ++tile) sum += widen(*in_block(&rows[row_of(t)][first + j], rank + tile * step));
+      *const_cast<E*>(at<E>(to, c, t, column + j)) = narrow<E>(sum);
+    }
+  }
+
+  // After step 3 of all tiles: the gradients of a desk, a chunk of them by each of the tiles that have a part in them.
+  __device__ __forceinline__ void write_desk(int number, bool second, const Place& c) const {
+    const bool key_side = number % 2;
+    const SideArgs& s = p.side[key_side];
+    const Desk& desk = memory.desk[number];
+    const int own = first_column(key_side) / SLICE, other = first_column(!key_side) / SLICE, chunk = number / 2;
+    const int values = p.side[0].tiles, count = p.side[!key_side].tiles, all = values * p.side[1].tiles;  // tiles
+    const int rank = key_side ? own * values : own, step = key_side ? 1 : values;
+    const int first = second * HALF_SLICE, column = first_column(key_side) + first, lane = threadIdx.x % 32;
+    const bool full = s.d_a.width == s.width;
+    if (chunk % count == other) {
+      if (key_side) write(s.d_x, c, desk.x, first, column, s.width, rank, step, count);
+      write(s.d_z, c, desk.z, first, column, s.width, rank, step, count);
+      if (full) write(s.d_a, c, desk.a, first, column, s.width, rank, step, count);
+    }
+    if (full || !s.d_a.width || second || own || other || lane >= c.count) return;
+    float sum = 0;
+    for (int tile = 0; tile < all; ++tile)
+      for (const auto& half : desk.sums) sum += *in_block(&half[lane], tile);
+    *const_cast<G*>(at<G>(s.d_a, c, lane, 0)) = narrow<G>(sum);
+  }
+
+  // Of the two warps at a desk, and of those of the same chunk's tiles beside it.
+  __device__ __forceinline__ void meet_tiles(int number) const {
+    if (p.side[0].tiles * p.side[1].tiles > 1) cluster_barrier();
+    else asm volatile("bar.sync %0, 64;" ::"r"(number + 1) : "memory");
   }
 };
 

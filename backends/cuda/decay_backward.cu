@@ -13,8 +13,8 @@ namespace {
 template <class T, class G>
 BackwardKernels kernels() {
   static_assert(sizeof(BackwardMemory<T, G>) <= shared_memory);
-  return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, sum_parts<T, G>,
-          32 * BACKWARD_WARPS, sizeof(BackwardMemory<T, G>), Local<T, HALF_SLICE, SWEEP_WARPS>::FLOATS, 0};
+  return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, nullptr,
+          32 * BACKWARD_WARPS, sizeof(BackwardMemory<T, G>), Local<T, HALF_SLICE, SWEEP_WARPS>::FLOATS, 0, true};
 }
 
 template <class T>
@@ -27,7 +27,8 @@ BackwardKernels choose(const Problem& p) {
   return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
 }
 
-constexpr int64_t largest = 256;  // D that the tiles' parts are worth the memory of
+constexpr int64_t largest = 256;         // D and K that the tiles' parts are worth the memory of
+constexpr int64_t largest_cluster = 8;  // thread blocks, on every GPU that has clusters
 
 int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
 
@@ -35,25 +36,44 @@ int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
 struct Parts {
   int64_t width[5], count[5], floats = 0;
 
-  explicit Parts(const Problem& p) {
+  Parts(const Problem& p, const BackwardKernels& use) {
     const int64_t I = tiles(p.D), J = tiles(p.K), f = gate_width(p.f, p.D), g = gate_width(p.g, p.K);
     const int64_t widths[] = {p.D, f, p.K, g, p.K}, counts[] = {J, f == p.D ? J : I * J, I, g == p.K ? I : I * J, I};
     for (int i = 0; i < 5; ++i) {
       width[i] = widths[i];
-      count[i] = widths[i] && counts[i] > 1 ? counts[i] : 0;
+      count[i] = !use.cluster && widths[i] && counts[i] > 1 ? counts[i] : 0;
       floats += count[i] * width[i] * p.B * p.T * p.H;
     }
   }
 };
 
+// A thread block for each of `heads` (their segments apart) and of a head's `tiles`, which are one cluster if they work together.
+void launch(void (*kernel)(BackwardArgs), const BackwardKernels& use, int64_t heads, int64_t tiles, cudaStream_t stream,
+            const BackwardArgs& args) {
+  const auto together = static_cast<unsigned>(use.cluster ? tiles : 1);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = 1, cluster.val.clusterDim.y = together, cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(heads * tiles / together), together);
+  config.blockDim = dim3(use.threads);
+  config.dynamicSmemBytes = use.memory;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = together > 1;
+  check(cudaLaunchKernelEx(&config, kernel, args));
+}
+
 }  // namespace
 
-bool DecayBackward::takes(const Problem& p) { return p.D <= largest && p.K <= largest; }
+bool DecayBackward::takes(const Problem& p) {
+  return p.D <= largest && p.K <= largest && (p.data_dtype == T2FW_FP32 || tiles(p.D) * tiles(p.K) <= largest_cluster);
+}
 
 DecayBackward::DecayBackward(const Problem& p) : p_(p) {
   const BackwardKernels use = choose(p);
   for (const auto kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
-  load(reinterpret_cast<const void*>(use.sum));
+  if (use.sum) load(reinterpret_cast<const void*>(use.sum));
   const int64_t each = tiles(p.D) * tiles(p.K);
   const Segments cuts = cut(p, each, std::max<int64_t>(BLOCK, checkpoint_interval(p)));  // they start where a state was saved
   segments_ = cuts.count, segment_ = cuts.tokens;
@@ -61,7 +81,7 @@ DecayBackward::DecayBackward(const Problem& p) : p_(p) {
   local_floats_ = segments_ > 1 ? blocks_ * static_cast<int64_t>(use.local_floats) : 0;
   const int64_t longest = std::min(checkpoint_interval(p), p.T);
   kept_ = use.run ? (longest + use.run - 1) / use.run : 0;
-  scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE + Parts(p).floats) * sizeof(float);
+  scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE + Parts(p, use).floats) * sizeof(float);
 }
 
 void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream) const {
@@ -75,7 +95,8 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
                rows(a.d_g, p.gate_dtype, g, p.K, p.d_g_strides), key(a.d_q, p.d_q_strides)};
   SumArgs sums{};
   sums.B = p.B, sums.T = p.T, sums.H = p.H;
-  const Parts parts(p);
+  const BackwardKernels use = choose(p);
+  const Parts parts(p, use);
   float* const states = static_cast<float*>(a.scratch) + local_floats_;
   float* free = states + blocks_ * kept_ * SLICE * SLICE;
   int64_t most = 0;
@@ -107,10 +128,9 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       static_cast<int>(p.sequences),
       states,
       static_cast<int>(kept_)};
-  const BackwardKernels use = choose(p);
-  const auto grid = static_cast<unsigned>(blocks_);
-  if (segments_ > 1) use.local<<<grid, use.threads, use.memory, stream>>>(args);
-  use.backward<<<grid, use.threads, use.memory, stream>>>(args);
+  const int64_t each = tiles(p.D) * tiles(p.K);
+  if (segments_ > 1) launch(use.local, use, blocks_ / each, each, stream, args);
+  launch(use.backward, use, blocks_ / each, each, stream, args);
   if (most) use.sum<<<dim3(static_cast<unsigned>((most + 255) / 256), 5), 256, 0, stream>>>(sums);
   check(cudaGetLastError());
 }

@@ -1,6 +1,6 @@
 // decay backward on tensor cores: a thread block takes a head's tokens (or a segment of them) from the last to the first,
 // by blocks of four chunks of 16 tokens. Its state is one tile of 64 values by 64 keys; every gradient of a side is a sum
-// over the other side's tiles, so where there are several each leaves its part in scratch and sum_parts adds them up.
+// over the other side's tiles, so the blocks of a head's tiles are a cluster and read each other's part of it.
 //
 // The two sides are the same function with their arguments swapped (recurrences.md): on the value side the sources,
 // gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps, a barrier of all warps between them:
@@ -203,8 +203,12 @@ struct HeadBackward : ChunkGradients<T, G> {
       __syncthreads();
       sweep(item.need(), warp);
       __syncthreads();
-      if (item.need() == Need::all) this->gradients(number, warp % 2, place(int64_t{item.block} * BLOCK + number / 2 * CHUNK));
-      this->pair_barrier(number);
+      if (item.need() == Need::all) {
+        this->gradients(number, warp % 2);
+        this->meet_tiles(number);
+        this->write_desk(number, warp % 2, place(int64_t{item.block} * BLOCK + number / 2 * CHUNK));
+        this->meet_tiles(number);
+      }
       if (next.goal >= first) stage_item(next, warp);
       item = next;
     }
@@ -229,7 +233,9 @@ struct HeadBackward : ChunkGradients<T, G> {
 template <class T, class G, bool outputs>
 __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
-  const auto [segment, value, key, n, h, sequence] = TileTask::of(p, blockIdx.x);
+  // blockIdx.y: the tile, and the rank in the cluster
+  const int64_t block = (int64_t{blockIdx.x} / p.segments * gridDim.y + blockIdx.y) * p.segments + blockIdx.x % p.segments;
+  const auto [segment, value, key, n, h, sequence] = TileTask::of(p, block);
   const HeadBackward<T, G> kernel{{p, *reinterpret_cast<BackwardMemory<T, G>*>(memory), value, key},
                                   n, static_cast<int>(sequence.b), h, sequence.begin, sequence.length, sequence.checkpoint};
   using Kernel = HeadBackward<T, G>;
@@ -237,7 +243,7 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   const int d = value + Kernel::row_of_warp(warp), k = key + Kernel::key_of_warp(warp);
   const int blocks = static_cast<int>((sequence.length + BLOCK - 1) / BLOCK), each = static_cast<int>(p.segment / BLOCK);
   const int first = segment * each, last = segment + 1 < p.segments && blocks > first + each ? first + each : blocks;
-  const auto local_of = [&](int s) { return p.local + (int64_t{blockIdx.x} - segment + s) * Kernel::Local::FLOATS; };
+  const auto local_of = [&](int s) { return p.local + (block - segment + s) * Kernel::Local::FLOATS; };
   const bool holds_R = warp >= SWEEP_WARPS;
   typename Kernel::State R;
   if constexpr (outputs) {

@@ -1,4 +1,5 @@
-// The vocabulary of the native kernels: 16-bit pairs, matrix fragments of m16n8k16, barriers between warps.
+// The vocabulary of the native kernels: 16-bit pairs, matrix fragments of m16n8k16, barriers between warps. What needs
+// compute capability 9.0 does nothing below it, where no plan takes the kernels that use it.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -80,12 +81,31 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], uint3
 
 // The same the other way.
 __device__ __forceinline__ void store_matrices(uint32_t row, const uint32_t (&x)[4]) {
+#if __CUDA_ARCH__ >= 900
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
                ::"r"(row), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]) : "memory");
+#endif
 }
 __device__ __forceinline__ void store_matrices_transposed(uint32_t row, const uint32_t (&x)[4]) {
+#if __CUDA_ARCH__ >= 900
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};"
                ::"r"(row), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]) : "memory");
+#endif
+}
+
+// Where the shared memory of a block of the cluster, by its rank, has what this block has at `own`.
+template <class E>
+__device__ __forceinline__ const E* in_block(const E* own, int rank) {
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.u64 %0, %0, %1;" : "+l"(own) : "r"(rank));
+#endif
+  return own;
+}
+// Of all threads of a cluster.
+__device__ __forceinline__ void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
 }
 
 // c[16x8] += a[16x16] b[16x8]. Lane l holds rows l / 4 and l / 4 + 8 of c, columns 2 (l % 4) and the next.
