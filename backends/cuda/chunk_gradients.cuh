@@ -38,6 +38,7 @@ struct alignas(16) SideDesk {
 
 template <class T, class G>
 struct BackwardMemory {
+  SideArgs side[2];  // from the head's first token on: a place is {0, 0, token, count}
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
   T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];  // [value][key]: entering a chunk, and the gradient leaving it
   float state[SLICE][SLICE + 4];                // S as it was saved, [key][value]: before the block, between steps 2
@@ -134,7 +135,6 @@ template <class T, class G>
 struct ChunkGradients {
   using P = typename Pair<T>::type;
   using Desk = SideDesk<T, G>;
-  const BackwardArgs& p;
   BackwardMemory<T, G>& memory;
   int first_value, first_key;  // of the state's tile
 
@@ -276,7 +276,7 @@ struct ChunkGradients {
   // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients.
   __device__ __forceinline__ void gradients(int number, bool second) const {
     const bool key_side = number % 2;
-    const SideArgs& s = p.side[key_side];
+    const SideArgs& s = memory.side[key_side];
     const int lane = fresh(threadIdx.x % 32), columns = s.width - first_column(key_side);
     Desk& desk = memory.desk[number];
     const Scores<T> A(memory.desk[number ^ 1], lane);
@@ -303,40 +303,55 @@ struct ChunkGradients {
     if (sum) leave_sums(sums, desk, second, lane);
   }
 
-  // Writes a warp's columns of a gradient, summed over `count` tiles: the thread blocks rank, rank + step .. of the cluster.
-  template <class E, int W>
-  __device__ __forceinline__ static void write(const Rows& to, const Place& c, const E (&rows)[CHUNK][W], int first, int column,
-                                               int columns, int rank, int step, int count) {
-    const int lane = threadIdx.x % 32;
-    if (copied(to, c)) {
-      constexpr int each = 16 / sizeof(E), pieces = HALF_SLICE / each, together = 32 / pieces;
-      const int j = lane % pieces * each, t = sizeof(E) == 2 ? lane / 4 % 2 * 4 + lane / 8 : lane / pieces;
-      if (column + j >= columns) return;
-      E* const at_t = const_cast<E*>(at<E>(to, c, t, column + j));
-#pragma unroll
-      for (int i = 0; i < CHUNK; i += together) {
-        const uint4* const own = reinterpret_cast<const uint4*>(&rows[row_of(t + i)][first + j]);
-        uint4 bits = *own;
-        if (count > 1) {
-          float sum[each] = {};
-          for (int tile = 0; tile < count; ++tile) {
-            bits = *in_block(own, rank + tile * step);
-#pragma unroll
-            for (int e = 0; e < each; ++e) sum[e] += widen(reinterpret_cast<const E*>(&bits)[e]);
-          }
-#pragma unroll
-          for (int e = 0; e < each; ++e) reinterpret_cast<E*>(&bits)[e] = narrow<E>(sum[e]);
-        }
-        *reinterpret_cast<uint4*>(at_t + i * to.t) = bits;
-      }
-      return;
+  // A warp's columns of a gradient, 16 bytes at a time: this lane's start at token t, column j.
+  template <class E>
+  struct Lines {
+    static constexpr int each = 16 / sizeof(E), pieces = HALF_SLICE / each, together = 32 / pieces, count = CHUNK / together;
+    uint4 line[count];
+    int t, j;
+
+    __device__ __forceinline__ Lines() {
+      const int lane = threadIdx.x % 32;
+      t = sizeof(E) == 2 ? lane / 4 % 2 * 4 + lane / 8 : lane / pieces, j = lane % pieces * each;
     }
+    template <int W>
+    __device__ __forceinline__ void read(const E (&rows)[CHUNK][W], int first) {
+#pragma unroll
+      for (int i = 0; i < count; ++i) line[i] = *reinterpret_cast<const uint4*>(&rows[row_of(t + i * together)][first + j]);
+    }
+    // Summed over `tiles`: the thread blocks rank, rank + step .. of the cluster.
+    template <int W>
+    __device__ __forceinline__ void sum(const E (&rows)[CHUNK][W], int first, int rank, int step, int tiles) {
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        float sum[each] = {};
+        for (int tile = 0; tile < tiles; ++tile) {
+          const uint4 part = *reinterpret_cast<const uint4*>(in_block(&rows[row_of(t + i * together)][first + j], rank + tile * step));
+#pragma unroll
+          for (int e = 0; e < each; ++e) sum[e] += widen(reinterpret_cast<const E*>(&part)[e]);
+        }
+#pragma unroll
+        for (int e = 0; e < each; ++e) reinterpret_cast<E*>(&line[i])[e] = narrow<E>(sum[e]);
+      }
+    }
+    __device__ __forceinline__ void write(const Rows& to, const Place& c, int column, int columns) const {
+      if (column + j >= columns) return;
+      const E* const at_t = at<E>(to, c, t, column + j);
+#pragma unroll
+      for (int i = 0; i < count; ++i) store_line(at_t + i * together * to.t, line[i]);
+    }
+  };
+
+  // The same element by element, for what does not lie on 16 bytes.
+  template <class E, int W>
+  __device__ __forceinline__ static void write_elements(const Rows& to, const Place& c, const E (&rows)[CHUNK][W], int first,
+                                                        int column, int columns, int rank, int step, int tiles) {
 #pragma unroll 1
-    for (int i = lane; i < CHUNK * HALF_SLICE; i += 32) {
+    for (int i = threadIdx.x % 32; i < CHUNK * HALF_SLICE; i += 32) {
       const int t = i / HALF_SLICE, j = i % HALF_SLICE;
       if (t >= c.count || column + j >= columns) continue;
       float sum = 0;
-      for (int tile = 0; tile < count; ++tile) sum += widen(*in_block(&rows[row_of(t)][first + j], rank + tile * step));
+      for (int tile = 0; tile < tiles; ++tile) sum += widen(*in_block(&rows[row_of(t)][first + j], rank + tile * step));
       *const_cast<E*>(at<E>(to, c, t, column + j)) = narrow<E>(sum);
     }
   }
@@ -344,29 +359,57 @@ struct ChunkGradients {
   // After step 3 of all tiles: the gradients of a desk, a chunk of them by each of the tiles that have a part in them.
   __device__ __forceinline__ void write_desk(int number, bool second, const Place& c) const {
     const bool key_side = number % 2;
-    const SideArgs& s = p.side[key_side];
+    const SideArgs& s = memory.side[key_side];
     const Desk& desk = memory.desk[number];
-    const int own = first_column(key_side) / SLICE, other = first_column(!key_side) / SLICE, chunk = number / 2;
-    const int values = p.side[0].tiles, count = p.side[!key_side].tiles, all = values * p.side[1].tiles;  // tiles
-    const int rank = key_side ? own * values : own, step = key_side ? 1 : values;
-    const int first = second * HALF_SLICE, column = first_column(key_side) + first, lane = threadIdx.x % 32;
+    const int first = second * HALF_SLICE, column = first_column(key_side) + first;
     const bool full = s.d_a.width == s.width;
-    if (chunk % count == other) {
-      if (key_side) write(s.d_x, c, desk.x, first, column, s.width, rank, step, count);
-      write(s.d_z, c, desk.z, first, column, s.width, rank, step, count);
-      if (full) write(s.d_a, c, desk.a, first, column, s.width, rank, step, count);
+    if (full && single() && copied(s.d_z, c) && copied(s.d_a, c) && (!key_side || copied(s.d_x, c))) {  // the usual case
+      Lines<T> x, z;
+      Lines<G> a;
+      x.read(desk.x, first), z.read(desk.z, first), a.read(desk.a, first);
+      if (key_side) x.write(s.d_x, c, column, s.width);
+      z.write(s.d_z, c, column, s.width), a.write(s.d_a, c, column, s.width);
+      return;
     }
+    const int own = first_column(key_side) / SLICE, other = first_column(!key_side) / SLICE;
+    const int values = memory.side[0].tiles, keys = memory.side[1].tiles, tiles = key_side ? values : keys;
+    const int rank = key_side ? own * values : own, step = key_side ? 1 : values;
+    const auto write = [&](const Rows& to, const auto& rows) {
+      using E = std::remove_const_t<std::remove_reference_t<decltype(rows[0][0])>>;
+      Lines<E> lines;
+      if (!copied(to, c)) return write_elements(to, c, rows, first, column, s.width, rank, step, tiles);
+      lines.sum(rows, first, rank, step, tiles);
+      lines.write(to, c, column, s.width);
+    };
+    if (number / 2 % tiles == other) {
+      if (key_side) write(s.d_x, desk.x);
+      write(s.d_z, desk.z);
+      if (full) write(s.d_a, desk.a);
+    }
+    const int lane = threadIdx.x % 32;
     if (full || !s.d_a.width || second || own || other || lane >= c.count) return;
     float sum = 0;
-    for (int tile = 0; tile < all; ++tile)
+    for (int tile = 0; tile < values * keys; ++tile)
       for (const auto& half : desk.sums) sum += *in_block(&half[lane], tile);
     *const_cast<G*>(at<G>(s.d_a, c, lane, 0)) = narrow<G>(sum);
   }
 
-  // Of the two warps at a desk, and of those of the same chunk's tiles beside it.
+  __device__ __forceinline__ bool single() const { return memory.side[0].tiles * memory.side[1].tiles == 1; }
+  // Before what the other warp of a desk, or another tile's warps, left is read.
   __device__ __forceinline__ void meet_tiles(int number) const {
-    if (p.side[0].tiles * p.side[1].tiles > 1) cluster_barrier();
-    else asm volatile("bar.sync %0, 64;" ::"r"(number + 1) : "memory");
+    const SideArgs& s = memory.side[number % 2];
+    if (!single()) cluster_barrier();
+    else if (s.d_a.width && s.d_a.width != s.width) pair_barrier(number);
+    else __syncwarp();
+  }
+  // Before it is overwritten.
+  __device__ __forceinline__ void leave_tiles(int number) const {
+    if (!single()) cluster_barrier();
+    else pair_barrier(number);
+  }
+  // Of the two warps at a desk.
+  __device__ __forceinline__ static void pair_barrier(int number) {
+    asm volatile("bar.sync %0, 64;" ::"r"(number + 1) : "memory");
   }
 };
 

@@ -47,22 +47,35 @@ struct Parts {
   }
 };
 
-// A thread block for each of `heads` (their segments apart) and of a head's `tiles`, which are one cluster if they work together.
-void launch(void (*kernel)(BackwardArgs), const BackwardKernels& use, int64_t heads, int64_t tiles, cudaStream_t stream,
-            const BackwardArgs& args) {
-  const auto together = static_cast<unsigned>(use.cluster ? tiles : 1);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = 1, cluster.val.clusterDim.y = together, cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(heads * tiles / together), together);
-  config.blockDim = dim3(use.threads);
-  config.dynamicSmemBytes = use.memory;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = together > 1;
-  check(cudaLaunchKernelEx(&config, kernel, args));
-}
+// How a kernel is launched: a thread block for each of `heads`, their segments apart, and of a head's tiles, which are one
+// cluster if they work together.
+class Launch {
+ public:
+  Launch(const BackwardKernels& use, int64_t heads, int64_t tiles, cudaStream_t stream) {
+    const auto together = static_cast<unsigned>(use.cluster ? tiles : 1);
+    cluster_.id = cudaLaunchAttributeClusterDimension;
+    cluster_.val.clusterDim.x = 1, cluster_.val.clusterDim.y = together, cluster_.val.clusterDim.z = 1;
+    config_.gridDim = dim3(static_cast<unsigned>(heads * tiles / together), together);
+    config_.blockDim = dim3(use.threads);
+    config_.dynamicSmemBytes = use.memory;
+    config_.stream = stream;
+    config_.attrs = &cluster_;
+    config_.numAttrs = together > 1;
+  }
+  Launch(const Launch&) = delete;
+  Launch& operator=(const Launch&) = delete;
+  void operator()(void (*kernel)(BackwardArgs), const BackwardArgs& args) const { check(cudaLaunchKernelEx(&config_, kernel, args)); }
+  // Clusters that the GPU has room for.
+  int clusters(void (*kernel)(BackwardArgs)) const {
+    int count = 0;
+    check(cudaOccupancyMaxActiveClusters(&count, kernel, &config_));
+    return count;
+  }
+
+ private:
+  cudaLaunchAttribute cluster_{};
+  cudaLaunchConfig_t config_{};
+};
 
 }  // namespace
 
@@ -75,7 +88,10 @@ DecayBackward::DecayBackward(const Problem& p) : p_(p) {
   for (const auto kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   if (use.sum) load(reinterpret_cast<const void*>(use.sum));
   const int64_t each = tiles(p.D) * tiles(p.K);
-  const Segments cuts = cut(p, each, std::max<int64_t>(BLOCK, checkpoint_interval(p)));  // they start where a state was saved
+  const bool together = use.cluster && each > 1;
+  const int64_t slots = together ? Launch(use, 1, each, nullptr).clusters(use.backward) : multiprocessors(p);
+  const Segments cuts = cut(p, together ? 1 : each, slots,
+                            std::max<int64_t>(BLOCK, checkpoint_interval(p)));  // they start where a state was saved
   segments_ = cuts.count, segment_ = cuts.tokens;
   blocks_ = sequence_count(p) * p.H * each * segments_;
   local_floats_ = segments_ > 1 ? blocks_ * static_cast<int64_t>(use.local_floats) : 0;
@@ -129,8 +145,9 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       states,
       static_cast<int>(kept_)};
   const int64_t each = tiles(p.D) * tiles(p.K);
-  if (segments_ > 1) launch(use.local, use, blocks_ / each, each, stream, args);
-  launch(use.backward, use, blocks_ / each, each, stream, args);
+  const Launch launch(use, blocks_ / each, each, stream);
+  if (segments_ > 1) launch(use.local, args);
+  launch(use.backward, args);
   if (most) use.sum<<<dim3(static_cast<unsigned>((most + 255) / 256), 5), 256, 0, stream>>>(sums);
   check(cudaGetLastError());
 }

@@ -19,15 +19,24 @@ template <class T, class G>
 struct HeadBackward : ChunkGradients<T, G> {
   using Base = ChunkGradients<T, G>;
   using typename Base::Desk, typename Base::P;
-  using Base::p, Base::memory, Base::first_value, Base::first_key;
+  using Base::memory, Base::first_value, Base::first_key;
   using State = StateRows<T, HALF_SLICE>;
   using Local = cuda::Local<T, HALF_SLICE, SWEEP_WARPS>;
-  int n, b, h;
-  int64_t begin, length, checkpoint;  // begin, length: the sequence's tokens in batch row b
+  const BackwardArgs& p;
+  int n, h;
+  Sequence sequence;
 
   __device__ __forceinline__ Place place(int64_t first) const {
-    const int64_t left = length - first;
-    return {fresh(b), fresh(h), begin + first, static_cast<int>(left < 0 ? 0 : left < CHUNK ? left : CHUNK)};
+    const int64_t left = sequence.length - first;
+    return {0, 0, first, static_cast<int>(left < 0 ? 0 : left < CHUNK ? left : CHUNK)};
+  }
+  // By two threads: memory.side.
+  __device__ __forceinline__ void place_side(int number) const {
+    SideArgs& s = memory.side[number];
+    s = p.side[number];
+    const Place start{sequence.b, h, sequence.begin, 0};
+    for (Rows* x : {&s.z, &s.x, &s.d_z, &s.d_x}) x->data = at<T>(*x, start, 0, 0);
+    for (Rows* x : {&s.a, &s.d_a}) x->data = at<G>(*x, start, 0, 0);
   }
 
   // Which operands of a block are needed: for its gradients, for the state behind it, for the gradient before it.
@@ -35,7 +44,7 @@ struct HeadBackward : ChunkGradients<T, G> {
 
   // By both warps of a desk, when neither needs what is there.
   __device__ __forceinline__ void stage_desk(int block, Need need, int number, bool second) const {
-    const SideArgs& s = p.side[number % 2];
+    const SideArgs& s = memory.side[number % 2];
     Desk& desk = memory.desk[number];
     const Place c = place(int64_t{block} * BLOCK + number / 2 * CHUNK);
     const int column = this->first_column(number % 2);
@@ -50,7 +59,7 @@ struct HeadBackward : ChunkGradients<T, G> {
 
   // Asks for an item's operands of desk `number`, so that they are in the L2 cache when they are staged.
   __device__ __forceinline__ void fetch(int block, Need need, int number) const {
-    const SideArgs& s = p.side[number % 2];
+    const SideArgs& s = memory.side[number % 2];
     const Place c = place(int64_t{block} * BLOCK + number / 2 * CHUNK);
     const int lane = threadIdx.x % 32, t = lane % CHUNK, column = this->first_column(number % 2);
     if (t >= c.count) return;
@@ -123,7 +132,7 @@ struct HeadBackward : ChunkGradients<T, G> {
 
   // Every warp brings its part of the state before block `block`, which starts where one was saved.
   __device__ __forceinline__ void stage_state(int block, int warp) const {
-    const int D = p.side[0].width, K = p.side[1].width, lane = threadIdx.x % 32;
+    const int D = memory.side[0].width, K = memory.side[1].width, lane = threadIdx.x % 32;
     if (block == 0) {
       State S;
       if (warp >= SWEEP_WARPS) return;
@@ -131,7 +140,7 @@ struct HeadBackward : ChunkGradients<T, G> {
       S.each(row_of_warp(warp), key_of_warp(warp), [&](float& s, int d, int key) { memory.state[key][d] = s; });
       return;
     }
-    const int64_t slot = checkpoint + (int64_t{block} * BLOCK >> (__ffsll(p.interval) - 1)) - 1;
+    const int64_t slot = sequence.checkpoint + (int64_t{block} * BLOCK >> (__ffsll(p.interval) - 1)) - 1;
     const float* const saved = p.checkpoints + (slot * p.H + h) * K * D + int64_t{first_key} * D + first_value;
     constexpr int pieces = SLICE / 4, rows = 32 / pieces;
     const int d = lane % pieces * 4, values = D - first_value;
@@ -165,6 +174,7 @@ struct HeadBackward : ChunkGradients<T, G> {
 
   __device__ __forceinline__ void init() const {
     const int warp = threadIdx.x / 32;
+    if (threadIdx.x >= 32 * DESKS && threadIdx.x < 32 * DESKS + 2) place_side(threadIdx.x % 32);
     if (warp >= DESKS) return;
     Desk& desk = memory.desk[warp];
     fill<PITCH>(desk.x, 0.f), fill<PITCH>(desk.z, 0.f), fill<SLICE>(desk.a, 1.f);
@@ -207,7 +217,7 @@ struct HeadBackward : ChunkGradients<T, G> {
         this->gradients(number, warp % 2);
         this->meet_tiles(number);
         this->write_desk(number, warp % 2, place(int64_t{item.block} * BLOCK + number / 2 * CHUNK));
-        this->meet_tiles(number);
+        this->leave_tiles(number);
       }
       if (next.goal >= first) stage_item(next, warp);
       item = next;
@@ -236,8 +246,7 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   // blockIdx.y: the tile, and the rank in the cluster
   const int64_t block = (int64_t{blockIdx.x} / p.segments * gridDim.y + blockIdx.y) * p.segments + blockIdx.x % p.segments;
   const auto [segment, value, key, n, h, sequence] = TileTask::of(p, block);
-  const HeadBackward<T, G> kernel{{p, *reinterpret_cast<BackwardMemory<T, G>*>(memory), value, key},
-                                  n, static_cast<int>(sequence.b), h, sequence.begin, sequence.length, sequence.checkpoint};
+  const HeadBackward<T, G> kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory), value, key}, p, n, h, sequence};
   using Kernel = HeadBackward<T, G>;
   const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS;
   const int d = value + Kernel::row_of_warp(warp), k = key + Kernel::key_of_warp(warp);

@@ -27,13 +27,21 @@ Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, co
   return {data, s.b, s.t, s.h, data ? static_cast<int>(width) : 0, data && width == columns && width % each == 0 && aligned};
 }
 
-Segments cut(const Problem& p, int64_t slices, int64_t multiple) {
+int multiprocessors(const Problem& p) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, p.device_index));
+  return count;
+}
+
+Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple) {
   if (p.sequences) return {1, (p.T + multiple - 1) / multiple * multiple};
-  int multiprocessors = 0;
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, p.device_index));
   const bool alone = p.flags & T2FW_BATCH_INVARIANT;  // as if the sequence were the only one
   const int64_t blocks = std::max<int64_t>(1, (alone ? 1 : p.B) * p.H * slices);
-  const int64_t wanted = std::max<int64_t>(1, std::min(multiprocessors / blocks, p.T / SEGMENT));
+  const auto rounds = [&](int64_t count) { return static_cast<double>((blocks * count + slots - 1) / slots) / static_cast<double>(count); };
+  int64_t wanted = 1;
+  double least = rounds(1);
+  for (int64_t count = 2; count <= std::min(slots, p.T / SEGMENT); ++count)
+    if (const double time = rounds(count) * LOCAL_PASS; time < WORTH * least) wanted = count, least = time;
   const int64_t tokens = ((p.T + wanted - 1) / wanted + multiple - 1) / multiple * multiple;
   return {std::max<int64_t>(1, tokens ? (p.T + tokens - 1) / tokens : 1), tokens};
 }

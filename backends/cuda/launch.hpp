@@ -15,11 +15,15 @@ void load(const void* kernel);
 // width: of the operand as it lies in memory; columns: of its side.
 Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, const t2fw_token_strides& s);
 
-// The tokens of a sequence cut into `count` segments of `tokens` each, the last one perhaps shorter, so that there is work
-// for every multiprocessor. Packed sequences, whose lengths the host does not know, are not cut. slices: thread blocks a segment; tokens is a multiple of `multiple`.
+// The tokens of a sequence cut into `count` segments of `tokens` each, the last one perhaps shorter, where that lets a GPU
+// that has room for `slots` at once be done sooner. Packed sequences, whose lengths the host does not know, are not cut.
+// slices: how many each segment of a head is to the GPU; tokens is a multiple of `multiple`.
 struct Segments {
   int64_t count, tokens;
 };
-Segments cut(const Problem& p, int64_t slices, int64_t multiple);
+Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple);
+
+// Of the plan's GPU.
+int multiprocessors(const Problem& p);
 
 }  // namespace t2fw::cuda

@@ -132,6 +132,10 @@ __device__ __forceinline__ void copy_word_async(void* to, const void* from) {  /
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// 16 bytes to global memory.
+__device__ __forceinline__ void store_line(const void* to, uint4 x) {
+  asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
 // 128 bytes from global memory to the L2 cache.
 __device__ __forceinline__ void fetch_line(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
