@@ -44,7 +44,7 @@ __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, con
   if (column + j >= columns) return;
   const E* from = at<E>(x, c, t, column + j);
 #pragma unroll
-  for (int i = 0; i < CHUNK; i += rows, from += rows * x.t) copy_async(&to[row_of(t + i)][j], from);
+  for (int i = 0; i < CHUNK; i += rows, from += rows * x.t) copy_async(&to[i < CHUNK / 2 ? t + i : (t + i) ^ 2][j], from);  // row_of
 }
 
 // The same element by element, for what cannot be copied; `absent` behind the last token.

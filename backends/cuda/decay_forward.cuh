@@ -38,14 +38,11 @@ struct alignas(16) Desk {
   float all_f[SLICE], all_g[KP];  // products over the chunk
 };
 
-// Chunks under way at once: three warps a scheduler beside its state warp, 128 registers a thread, if an SM's memory has
-// room for their desks, else at most two, 168 registers a thread.
-template <class Desk>
-inline constexpr int desks_that_fit = shared_memory / sizeof(Desk);
+// Chunks under way at once: two warps a scheduler beside its state warp, with up to 168 registers a thread, if an SM's
+// memory has room for their desks. Three have the room for 16-bit gates, but with 128 registers they are slower (203 for
+// 180 us at 8,4096,16,64,64).
 template <class T, class G, int KP>
-inline constexpr int inside_warps = desks_that_fit<Desk<T, G, KP>> >= 12  ? 12
-                                    : desks_that_fit<Desk<T, G, KP>> >= 8 ? 8
-                                                                          : desks_that_fit<Desk<T, G, KP>>;
+inline constexpr int inside_warps = shared_memory / sizeof(Desk<T, G, KP>) < 8 ? shared_memory / sizeof(Desk<T, G, KP>) : 8;
 
 // An inside warp. outputs: y is wanted; else only what the state needs.
 template <class T, class G, int KP, bool outputs>

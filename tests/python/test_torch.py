@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -227,6 +229,38 @@ def test_drop_in(rule):
         results.append([y, final, state.grad, *(a.grad for a in tokens)])
     for got, want in zip(*results):
         close(wide(got), wide(want), "float64")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "bsz,seqlen,dim", [*itertools.product((1, 5, 9, 13), (1, 129, 257, 385), (1, 33)), (2, 1024, 32)])
+def test_drop_in_as_the_original_is_tested(rule, bsz, seqlen, dim):
+    """The sizes, dtypes, gates and tolerances of the unit tests that the original comes with: decay in fp16, K = D / 2."""
+    from t2fw.functional_dfw import DFWFunction
+    from t2fw.functional_lfw import LFWFunction
+    from t2fw.torch import t2dfw_torch, t2fw_torch
+
+    torch.manual_seed(1)
+    kdim, dtype = (dim + 1) // 2, torch.half if rule == "decay" else torch.float
+
+    def gates(n):  # sigmoid of a bias by uniform gate initialisation: uniform between 1/n and 1 - 1/n
+        return torch.rand(bsz, seqlen, n, dtype=dtype) * (1 - 2 / n) + 1 / n
+
+    value, state = torch.randn(bsz, seqlen, dim, dtype=dtype), torch.randn(bsz, dim, kdim, dtype=dtype)
+    query, key = torch.randn(2, bsz, seqlen, kdim, dtype=dtype)
+    if rule == "decay":
+        x, fast, slow = (value, gates(dim), query, key, gates(kdim), state), LFWFunction.apply, t2fw_torch
+    else:
+        x, fast, slow = (query.softmax(-1), key.softmax(-1), value, state * 0.1), DFWFunction.apply, t2dfw_torch
+    results = []
+    for function in (fast, slow):
+        inputs = [a.clone().requires_grad_() for a in x]
+        y, next_state = function(*inputs)
+        if not results:
+            d = torch.randn_like(y), torch.randn_like(next_state)
+        results.append([y, next_state, *torch.autograd.grad([y, next_state], inputs, d)])
+    for i, (got, want) in enumerate(zip(*results)):
+        torch.testing.assert_close(got, want, atol=1e-2 if i < 2 else 0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("rule", RULES)
