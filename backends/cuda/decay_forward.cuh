@@ -10,6 +10,8 @@
 #pragma once
 
 #include "forward.cuh"
+#include <algorithm>
+
 #include "kernels.hpp"
 #include "scores.cuh"
 
@@ -42,7 +44,21 @@ struct alignas(16) Desk {
 // memory has room for their desks. Three have the room for 16-bit gates, but with 128 registers they are slower (203 for
 // 180 us at 8,4096,16,64,64).
 template <class T, class G, int KP>
-inline constexpr int inside_warps = shared_memory / sizeof(Desk<T, G, KP>) < 8 ? shared_memory / sizeof(Desk<T, G, KP>) : 8;
+inline constexpr int inside_warps = std::min<int>(8, (shared_memory - 256) / sizeof(Desk<T, G, KP>));
+
+// The operands from a segment's first token on, so that a chunk's place is {0, 0, token, count}.
+struct SegmentRows {
+  Rows v, f, q, k, g, y;
+
+  // By one thread.
+  template <class T, class G>
+  __device__ __forceinline__ void place(const ForwardArgs& p, const Task& task) {
+    v = p.v, f = p.f, q = p.q, k = p.k, g = p.g, y = p.y;
+    const Place start = task.place(0, CHUNK);
+    for (Rows* x : {&v, &q, &k, &y}) x->data = at<T>(*x, start, 0, 0);
+    for (Rows* x : {&f, &g}) x->data = at<G>(*x, start, 0, 0);
+  }
+};
 
 // An inside warp. outputs: y is wanted; else only what the state needs.
 template <class T, class G, int KP, bool outputs>
@@ -51,22 +67,27 @@ struct Inside {
   using PG = typename Pair<G>::type;
   const ForwardArgs& p;
   const Task& task;
+  const SegmentRows& rows;
   Desk<T, G, KP>& desk;
+
+  __device__ __forceinline__ Place place(int64_t first) const {
+    return {0, 0, first, static_cast<int>(task.length - first < CHUNK ? task.length - first : CHUNK)};
+  }
 
   __device__ __forceinline__ void stage_keys(int64_t first) const {
     if (first < task.length) {
-      const Place c = task.place(first, CHUNK);
-      if constexpr (outputs) stage<KP>(desk.q, p.q, c, 0, p.K, 0.f);
-      stage<KP>(desk.k, p.k, c, 0, p.K, 0.f);
-      stage<KP>(desk.g, p.g, c, 0, p.K, 1.f);
+      const Place c = place(first);
+      if constexpr (outputs) stage<KP>(desk.q, rows.q, c, 0, p.K, 0.f);
+      stage<KP>(desk.k, rows.k, c, 0, p.K, 0.f);
+      stage<KP>(desk.g, rows.g, c, 0, p.K, 1.f);
     }
     commit_copies();
   }
   __device__ __forceinline__ void stage_values(int64_t first) const {
     if (first < task.length) {
-      const Place c = task.place(first, CHUNK);
-      stage<SLICE>(desk.v, p.v, c, task.column, p.D, 0.f);
-      stage<SLICE>(desk.f, p.f, c, task.column, p.D, 1.f);
+      const Place c = place(first);
+      stage<SLICE>(desk.v, rows.v, c, task.column, p.D, 0.f);
+      stage<SLICE>(desk.f, rows.f, c, task.column, p.D, 1.f);
     }
     commit_copies();
   }
@@ -78,7 +99,7 @@ struct Inside {
 #pragma unroll
     for (int t = 0; t < CHUNK; ++t) {
       z[t] = widen(*reinterpret_cast<const P*>(&desk.v[row_of(t)][2 * lane]));
-      before[t] = p.f.width ? widen(*reinterpret_cast<const PG*>(&desk.f[row_of(t)][2 * lane])) : float2{1.f, 1.f};
+      before[t] = rows.f.width ? widen(*reinterpret_cast<const PG*>(&desk.f[row_of(t)][2 * lane])) : float2{1.f, 1.f};
       y[t] = desk.scores[t][t] * z[t];
     }
     spread<1>(z, before, y);
@@ -130,18 +151,20 @@ struct Inside {
 
   __device__ __forceinline__ void store_output(int64_t first, const float2 (&y)[CHUNK], const float2 (&before)[CHUNK]) const {
     const int lane = threadIdx.x % 32, c = task.column + 2 * lane;
-    const Place place = task.place(first, CHUNK);
-    T* to = const_cast<T*>(at<T>(p.y, place, 0, c));
-    const bool pairs = p.y.whole && place.count == CHUNK && c < p.D;
+    const Place chunk = place(first);
+    const int64_t next = rows.y.t;
+    T* to = const_cast<T*>(at<T>(rows.y, chunk, 0, c));
+    const auto sum = [&](int t) { return fma(before[t], *reinterpret_cast<const float2*>(&desk.y[t][2 * lane]), y[t]); };
+    if (copied(rows.y, chunk)) {
+      if (c >= p.D) return;
 #pragma unroll
-    for (int t = 0; t < CHUNK; ++t, to += p.y.t) {
-      const float2 state = *reinterpret_cast<const float2*>(&desk.y[t][2 * lane]);
-      const float2 sum = fma(before[t], state, y[t]);
-      if (pairs) {
-        *reinterpret_cast<P*>(to) = narrow<T>(sum);
-      } else if (t < place.count) {
-        if (c < p.D) to[0] = narrow<T>(sum.x);
-        if (c + 1 < p.D) to[1] = narrow<T>(sum.y);
+      for (int t = 0; t < CHUNK; ++t, to += next) store_pair(to, bits(narrow<T>(sum(t))));
+    } else {
+#pragma unroll
+      for (int t = 0; t < CHUNK; ++t, to += next) {
+        if (t >= chunk.count) return;
+        if (c < p.D) to[0] = narrow<T>(sum(t).x);
+        if (c + 1 < p.D) to[1] = narrow<T>(sum(t).y);
       }
     }
   }
@@ -149,7 +172,7 @@ struct Inside {
   __device__ __forceinline__ void run(int warp) const {
     constexpr int stride = inside_warps<T, G, KP> * CHUNK;
     const int lane = threadIdx.x % 32;
-    if (p.K < KP || !p.g.width) fill<KP>(desk.q, 0.f), fill<KP>(desk.k, 0.f), fill<KP>(desk.g, 1.f);
+    if (p.K < KP || !rows.g.width) fill<KP>(desk.q, 0.f), fill<KP>(desk.k, 0.f), fill<KP>(desk.g, 1.f);
     __syncwarp();
     stage_keys(warp * CHUNK);
     stage_values(warp * CHUNK);
@@ -170,7 +193,7 @@ struct Inside {
       if constexpr (outputs)
         values(y, before);
       else
-        *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = scale_sources(desk.v, desk.f, p.f.width, desk.values, 2 * lane);
+        *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = scale_sources(desk.v, desk.f, rows.f.width, desk.values, 2 * lane);
       desk.full.arrive();
       desk.done.wait(round);
       round ^= 1;
@@ -289,13 +312,15 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G, KP> + STATE_WARPS), 1
     if (warp >= inside) State<T, G, KP>{p, task, desks, warp - inside}.keep_initial();
     return;
   }
+  __shared__ SegmentRows rows;
+  if (threadIdx.x == 32 * inside) rows.place<T, G>(p, task);
   if (threadIdx.x < inside) {
     desks[threadIdx.x].full.init(1);
     desks[threadIdx.x].done.init(STATE_WARPS);
   }
   __syncthreads();
   if (warp < inside) {
-    Inside<T, G, KP, outputs>{p, task, desks[warp]}.run(warp);
+    Inside<T, G, KP, outputs>{p, task, rows, desks[warp]}.run(warp);
   } else {
     const State<T, G, KP> state{p, task, desks, warp - inside};
     if constexpr (outputs) state.run();

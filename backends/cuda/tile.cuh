@@ -132,7 +132,10 @@ __device__ __forceinline__ void copy_word_async(void* to, const void* from) {  /
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// 16 bytes to global memory.
+// To global memory, whatever the compiler knows of the address: a pair, and 16 bytes.
+__device__ __forceinline__ void store_pair(const void* to, uint32_t x) {
+  asm volatile("st.global.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+}
 __device__ __forceinline__ void store_line(const void* to, uint4 x) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
