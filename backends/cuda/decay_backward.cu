@@ -22,8 +22,8 @@ BackwardKernels choose_gate(const Problem& p) {
   return p.gate_dtype == T2FW_FP32 ? kernels<T, float>() : kernels<T, T>();
 }
 
-BackwardKernels choose(const Problem& p) {
-  if (p.data_dtype == T2FW_FP32) return plain_backward();
+BackwardKernels choose(const Problem& p, bool plain) {
+  if (plain) return plain_backward(p);
   return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
 }
 
@@ -50,8 +50,8 @@ struct Parts {
 
 bool DecayBackward::takes(const Problem& p) { return p.D <= largest && p.K <= largest; }
 
-DecayBackward::DecayBackward(const Problem& p) : p_(p) {
-  const BackwardKernels use = choose(p);
+DecayBackward::DecayBackward(const Problem& p) : p_(p), plain_(!tensor_cores(p)) {
+  const BackwardKernels use = choose(p, plain_);
   for (const auto kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   load(reinterpret_cast<const void*>(use.sum));
   const int64_t each = tiles(p.D) * tiles(p.K);
@@ -107,7 +107,7 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       static_cast<int>(p.sequences),
       states,
       static_cast<int>(kept_)};
-  const BackwardKernels use = choose(p);
+  const BackwardKernels use = choose(p, plain_);
   const auto grid = static_cast<unsigned>(blocks_);
   if (segments_ > 1) use.local<<<grid, use.threads, use.memory, stream>>>(args);
   use.backward<<<grid, use.threads, use.memory, stream>>>(args);
