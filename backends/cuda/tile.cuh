@@ -97,15 +97,33 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], uint3
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(row) : "memory");
 }
 
-
-// The same the other way.
+// The same the other way. What was built for GPUs that have no such instruction may yet run on one with the shared memory
+// for the kernels that use it.
 __device__ __forceinline__ void store_matrices(uint32_t row, const uint32_t (&x)[4]) {
+#if __CUDA_ARCH__ >= 900
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
                ::"r"(row), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]) : "memory");
+#else
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t to = __shfl_sync(~0u, row, i * 8 + lane / 4) + lane % 4 * 4;
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(x[i]) : "memory");
+  }
+#endif
 }
 __device__ __forceinline__ void store_matrices_transposed(uint32_t row, const uint32_t (&x)[4]) {
+#if __CUDA_ARCH__ >= 900
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};"
                ::"r"(row), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]) : "memory");
+#else
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t to = __shfl_sync(~0u, row, i / 2 * 8 + lane % 4 * 2 + i % 2) + lane / 4 * 2;
+    asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(static_cast<uint16_t>(x[i / 2] >> i % 2 * 16)) : "memory");
+  }
+#endif
 }
 
 // c[16x8] += a[16x16] b[16x8]. Lane l holds rows l / 4 and l / 4 + 8 of c, columns 2 (l % 4) and the next.
