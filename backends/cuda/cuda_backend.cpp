@@ -28,7 +28,7 @@ class OnDevice {
   int before_ = -1;
 };
 
-// Forward and step are native, backward where D, K and the gates allow (DecayBackward::takes), else the portable one, from
+// Forward and step are native, backward where D and K allow (DecayBackward::takes), else the portable one, from
 // the states that the native forward saved.
 class CudaExecutor final : public Executor {
  public:
