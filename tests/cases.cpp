@@ -80,6 +80,10 @@ const std::vector<Case>& all_cases() {
       decay(F32, F32, F32, HEAD, NONE, 1, 530, 2, 96, 40, Mixed, true, Bhtx),
       decay(F32, F32, F32, NONE, HEAD, 1, 65, 1, 20, 200),
       decay(F16, F32, F32, HEAD, FULL, 2, 777, 1, 64, 40, Mixed, true, Packed),
+      // 16-bit data with more keys than the tensor cores' forward takes
+      decay(F16, F16, F32, HEAD, FULL, 2, 37, 2, 40, 200, Mixed, true, Bhtx),
+      decay(BF16, BF16, BF16, FULL, HEAD, 1, 530, 1, 33, 130, Mixed, true, Packed),
+      decay(BF16, F32, F32, FULL, FULL, 1, 777, 1, 136, 144, Slow),
       // delta
       delta(F64, F64, 2, 0, 2, 3, 16),
       delta(F64, F64, 2, 1, 2, 16, 3),

@@ -45,9 +45,9 @@ std::vector<Parameter> parameters(const std::vector<Case>& cases);
 std::string parameter_name(const testing::TestParamInfo<Parameter>& info);
 std::string backend_name(const testing::TestParamInfo<Backend>& info);
 
-// What an output of `dtype` may be off by. The native CUDA path multiplies 16-bit data on tensor cores, which round every
-// operand to 16 bits: its wider outputs are as good as the data, and all of them better than a 16-bit result need be. Its step multiplies in fp32: Accuracy
-// holds that to both bounds.
+// What an output of `dtype` may be off by. The native CUDA path multiplies 16-bit data on tensor cores where it can, which
+// round every operand to 16 bits: its wider outputs are as good as the data, and all of them better than a 16-bit result
+// need be. Its step multiplies in fp32: Accuracy holds that to both bounds.
 double tolerance(const Backend& backend, const Case& c, t2fw_dtype dtype);
 
 // expect_close, within factor * tolerance of dtype, for one operation of a backend. The worst error of every backend,

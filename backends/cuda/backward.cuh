@@ -1,4 +1,4 @@
-// What the kernels of decay backward share: those on tensor cores (decay_backward.cuh) and those for fp32 data
+// What the kernels of decay backward share: those on tensor cores (decay_backward.cuh) and the plain ones
 // (plain_backward.cuh). A thread block takes a tile of 64 values by 64 keys of a head's state; a gradient that sums over
 // the other side's tiles is left in parts, which sum_parts adds up.
 #pragma once
@@ -34,7 +34,7 @@ struct BackwardArgs {
   float* local;               // what `local` leaves of every segment but the first; NULL if a sequence is one segment
   int64_t interval, T, H, segment;  // tokens between saved states (a power of two, at least 16), and in a segment
   int segments, sequences;    // sequences: of a packed batch, else 0
-  float* states;              // for fp32 data: room for `kept` states of each thread block's tile
+  float* states;              // for the plain kernels: room for `kept` states of each thread block's tile
   int kept;
 };
 
@@ -95,7 +95,7 @@ struct BackwardKernels {
   bool cluster;                 // the blocks of a head's tiles, blockIdx.y, add up their gradients; else there are parts
 };
 
-// For fp32 data.
-BackwardKernels plain_backward();
+// The plain ones: of any data.
+BackwardKernels plain_backward(const Problem& p);
 
 }  // namespace t2fw::cuda

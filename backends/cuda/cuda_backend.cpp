@@ -28,7 +28,7 @@ class OnDevice {
   int before_ = -1;
 };
 
-// Forward and step are native, backward where D, K and the gates allow (DecayBackward::takes), else the portable one, from
+// Forward and step are native, backward where D and K allow (DecayBackward::takes), else the portable one, from
 // the states that the native forward saved.
 class CudaExecutor final : public Executor {
  public:
@@ -75,19 +75,16 @@ class CudaBackend final : public Backend {
     if (!portable.empty()) return portable;
     if (p.rule != T2FW_DECAY) return "only the decay rule is native";
     if (p.data_dtype == T2FW_FP64) return "data_dtype must be T2FW_FP32, T2FW_FP16 or T2FW_BF16";
-    const bool plain = p.data_dtype == T2FW_FP32;
-    const int64_t largest_key = plain ? cuda::largest_plain_key : cuda::largest_key;
-    if (p.K > largest_key)
-      return "K must be at most " + std::to_string(largest_key) + " here; K is " + std::to_string(p.K);
+    if (p.K > cuda::largest_plain_key)
+      return "K must be at most " + std::to_string(cuda::largest_plain_key) + " here; K is " + std::to_string(p.K);
     if (sequence_count(p) * p.H > most_heads)
       return "there must be at most " + std::to_string(most_heads) + " heads of sequences; there are " +
              std::to_string(sequence_count(p) * p.H);
-    const int needed = plain ? cuda::plain_shared_memory : cuda::shared_memory;
     int memory = 0;
     cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, p.device_index);
-    if (memory < needed)
-      return "the GPU must give a block " + std::to_string(needed) + " bytes of shared memory, as compute capability " +
-             (plain ? "8.0" : "9.0") + " does; this one gives " + std::to_string(memory);
+    if (memory < cuda::plain_shared_memory)
+      return "the GPU must give a block " + std::to_string(cuda::plain_shared_memory) +
+             " bytes of shared memory, as compute capability 8.0 does; this one gives " + std::to_string(memory);
     return "";
   }
 

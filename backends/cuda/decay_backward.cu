@@ -22,12 +22,12 @@ BackwardKernels choose_gate(const Problem& p) {
   return p.gate_dtype == T2FW_FP32 ? kernels<T, float>() : kernels<T, T>();
 }
 
-BackwardKernels choose(const Problem& p) {
-  if (p.data_dtype == T2FW_FP32) return plain_backward();
+BackwardKernels choose(const Problem& p, bool plain) {
+  if (plain) return plain_backward(p);
   return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
 }
 
-constexpr int64_t largest = 256;         // D and K that the tiles' parts are worth the memory of
+constexpr int64_t largest = 256;        // D and K that the tiles' parts are worth the memory of
 constexpr int64_t largest_cluster = 8;  // thread blocks, on every GPU that has clusters
 
 int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
@@ -79,12 +79,10 @@ class Launch {
 
 }  // namespace
 
-bool DecayBackward::takes(const Problem& p) {
-  return p.D <= largest && p.K <= largest && (p.data_dtype == T2FW_FP32 || tiles(p.D) * tiles(p.K) <= largest_cluster);
-}
+bool DecayBackward::takes(const Problem& p) { return p.D <= largest && p.K <= largest; }
 
-DecayBackward::DecayBackward(const Problem& p) : p_(p) {
-  const BackwardKernels use = choose(p);
+DecayBackward::DecayBackward(const Problem& p) : p_(p), plain_(!tensor_cores(p) || tiles(p.D) * tiles(p.K) > largest_cluster) {
+  const BackwardKernels use = choose(p, plain_);
   for (const auto kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   if (use.sum) load(reinterpret_cast<const void*>(use.sum));
   const int64_t each = tiles(p.D) * tiles(p.K);
@@ -111,7 +109,7 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
                rows(a.d_g, p.gate_dtype, g, p.K, p.d_g_strides), key(a.d_q, p.d_q_strides)};
   SumArgs sums{};
   sums.B = p.B, sums.T = p.T, sums.H = p.H;
-  const BackwardKernels use = choose(p);
+  const BackwardKernels use = choose(p, plain_);
   const Parts parts(p, use);
   float* const states = static_cast<float*>(a.scratch) + local_floats_;
   float* free = states + blocks_ * kept_ * SLICE * SLICE;

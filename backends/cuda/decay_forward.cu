@@ -24,15 +24,15 @@ ForwardKernels choose_gate(const Problem& p) {
   return p.gate_dtype == T2FW_FP32 ? choose_keys<T, float>(p.K) : choose_keys<T, T>(p.K);
 }
 
-ForwardKernels choose(const Problem& p) {
-  if (p.data_dtype == T2FW_FP32) return plain_forward(p.K);
+ForwardKernels choose(const Problem& p, bool plain) {
+  if (plain) return plain_forward(p);
   return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
 }
 
 }  // namespace
 
-DecayForward::DecayForward(const Problem& p) : p_(p) {
-  const ForwardKernels use = choose(p);
+DecayForward::DecayForward(const Problem& p) : p_(p), plain_(!tensor_cores(p) || p.K > largest_key) {
+  const ForwardKernels use = choose(p, plain_);
   for (const auto kernel : {use.forward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   const int64_t slices = (p.D + use.slice - 1) / use.slice;
   const Segments cuts = cut(p, slices, multiprocessors(p), CHUNK);
@@ -63,7 +63,7 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
                          static_cast<int>(p.K),
                          static_cast<int>(segments_),
                          static_cast<int>(p.sequences)};
-  const ForwardKernels use = choose(p);
+  const ForwardKernels use = choose(p, plain_);
   const auto grid = static_cast<unsigned>(blocks_);
   if (segments_ > 1) use.local<<<grid, use.threads, use.memory, stream>>>(args);
   use.forward<<<grid, use.threads, use.memory, stream>>>(args);

@@ -1,4 +1,4 @@
-// What the kernels of decay forward share: those on tensor cores (decay_forward.cuh) and those for fp32 data
+// What the kernels of decay forward share: those on tensor cores (decay_forward.cuh) and the plain ones
 // (plain_forward.cuh).
 #pragma once
 
@@ -28,8 +28,8 @@ struct ForwardKernels {
   int slice;
 };
 
-// For fp32 data.
-ForwardKernels plain_forward(int64_t K);
+// The plain ones: of any data, K up to largest_plain_key.
+ForwardKernels plain_forward(const Problem& p);
 
 // One segment of one head, and the slice that a thread block takes of it.
 struct Task {

@@ -7,8 +7,9 @@
 
 namespace t2fw::cuda {
 
-inline constexpr int64_t largest_key = 128, largest_plain_key = 256;  // K that the forward takes; plain: of fp32 data
-inline constexpr int shared_memory = 227 * 1024, plain_shared_memory = 99 * 1024;  // of a block, at most
+// K that the forward takes, and shared memory of a block, at most: on tensor cores, and in the plain form.
+inline constexpr int64_t largest_key = 128, largest_plain_key = 256;
+inline constexpr int shared_memory = 227 * 1024, plain_shared_memory = 99 * 1024;
 
 // decay forward of one plan.
 class DecayForward {
@@ -19,6 +20,7 @@ class DecayForward {
 
  private:
   Problem p_;
+  bool plain_;
   int64_t segments_, segment_, blocks_;  // segments of a sequence, their tokens; thread blocks
   size_t scratch_;
 };
@@ -33,6 +35,7 @@ class DecayBackward {
 
  private:
   Problem p_;
+  bool plain_;
   int64_t segments_, segment_, blocks_;
   int64_t local_floats_, kept_;  // in scratch: of all segments' local states; states that a block keeps
   size_t scratch_;

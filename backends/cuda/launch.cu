@@ -4,12 +4,19 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels.hpp"
 #include "tuning.hpp"
 
 namespace t2fw::cuda {
 
 void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+bool tensor_cores(const Problem& p) {
+  int memory = 0;
+  check(cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, p.device_index));
+  return bytes_of(p.data_dtype) == 2 && memory >= shared_memory;
 }
 
 void raise_shared_memory(const void* kernel, size_t bytes) {

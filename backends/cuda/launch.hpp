@@ -8,6 +8,9 @@
 namespace t2fw::cuda {
 
 void check(cudaError_t error);
+// Whether the kernels on tensor cores can take the plan: they need 16-bit data and shared memory. The plain ones take every
+// plan; forward and backward are chosen apart, as their saved states are the same.
+bool tensor_cores(const Problem& p);
 void raise_shared_memory(const void* kernel, size_t bytes);
 // Loads a kernel when a plan is made, so that its first launch need not wait for that.
 void load(const void* kernel);

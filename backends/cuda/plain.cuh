@@ -1,6 +1,7 @@
-// The plain form for fp32 data, token by token: a thread keeps a patch of the state in registers while a run of tokens,
-// whose operands were copied into shared memory, goes by. A warp's lanes lie over the state as 4 patches of values by 8 of
-// keys, a patch's columns side by side, so that a lane reads operands by fours and the lanes of a column read the same.
+// The plain form, token by token and in fp32 throughout: a thread keeps a patch of the state in registers while a run of
+// tokens, whose operands were brought into shared memory, goes by. A warp's lanes lie over the state as 4 patches of values
+// by 8 of keys, a patch's columns side by side, so that a lane reads operands by fours and the lanes of a column read the
+// same.
 #pragma once
 
 #include "chunk.cuh"
@@ -12,31 +13,58 @@ __device__ __forceinline__ int lane_value() { return threadIdx.x % 4 * 4; }
 __device__ __forceinline__ int lane_key() { return threadIdx.x / 4 % 8 * 4; }
 inline constexpr int WARP_VALUES = 16, WARP_KEYS = 32;
 
-// Thread `thread` of `threads` starts to copy a run of an operand, columns column .. column + W; `absent` behind its ends.
-// An absent operand stays as it is.
-template <int threads, int RUN, int W>
-__device__ __forceinline__ void stage(float (&to)[RUN][W], const Rows& x, const Place& c, int column, int columns,
-                                      float absent, int thread) {
-  if (x.whole) {
-    constexpr int pieces = W / 4, rows = threads / pieces;
-    const int first = thread / pieces, j = thread % pieces * 4;
-    const float* from = at<float>(x, c, first, column + j);
-    const int count = column + j < columns ? c.count : 0;
+// A run of an operand on its way into shared memory, brought by `threads` threads. fp32 elements are copied; 16-bit ones
+// pass through registers, where they are awaited between `start` and `finish` while the run before goes by. An absent
+// operand's memory stays as it is.
+template <class E, int threads, int RUN, int W>
+struct Staging {
+  static constexpr bool copies = sizeof(E) == 4;
+  static constexpr int PIECES = W / 4, ROWS = threads / PIECES;  // of four elements; brought at once
+  uint2 four[copies ? 1 : (RUN + ROWS - 1) / ROWS];
+
+  // Columns column .. column + W; `absent` behind the operand's ends.
+  __device__ __forceinline__ void start(float (&to)[RUN][W], const Rows& x, const Place& c, int column, int columns,
+                                        float absent, int thread) {
+    if (x.whole) {
+      const int first = thread / PIECES, j = thread % PIECES * 4;
+      const E* from = at<E>(x, c, first, column + j);
+      const int count = column + j < columns ? c.count : 0;
 #pragma unroll
-    for (int t = first; t < first + RUN; t += rows, from += rows * x.t) {
-      if (rows > RUN && t >= RUN) return;
-      if (t < count) copy_async(&to[t][j], from);
-      else *reinterpret_cast<float4*>(&to[t][j]) = {absent, absent, absent, absent};
-    }
-  } else if (x.width) {
+      for (int t = first, i = 0; t < first + RUN; t += ROWS, ++i, from += ROWS * x.t) {
+        if (ROWS > RUN && t >= RUN) return;
+        if constexpr (copies) {
+          if (t < count) copy_async(&to[t][j], from);
+          else *reinterpret_cast<float4*>(&to[t][j]) = {absent, absent, absent, absent};
+        } else {
+          four[i] = t < count ? *reinterpret_cast<const uint2*>(from) : narrow_four<E>({absent, absent, absent, absent});
+        }
+      }
+    } else if (x.width) {
 #pragma unroll 1
-    for (int i = thread; i < RUN * W; i += threads) {
-      const int t = i / W, j = i % W;
-      if (t < c.count && column + j < columns) copy_word_async(&to[t][j], at<float>(x, c, t, column + j));
-      else to[t][j] = absent;
+      for (int i = thread; i < RUN * W; i += threads) {
+        const int t = i / W, j = i % W;
+        if (t < c.count && column + j < columns) {
+          const E* const from = at<E>(x, c, t, column + j);
+          if constexpr (copies) copy_word_async(&to[t][j], from);
+          else to[t][j] = widen(*from);
+        } else {
+          to[t][j] = absent;
+        }
+      }
     }
   }
-}
+  __device__ __forceinline__ void finish(float (&to)[RUN][W], const Rows& x, int thread) const {
+    if constexpr (!copies) {
+      if (!x.whole) return;
+      const int first = thread / PIECES, j = thread % PIECES * 4;
+#pragma unroll
+      for (int t = first, i = 0; t < first + RUN; t += ROWS, ++i) {
+        if (ROWS > RUN && t >= RUN) return;
+        *reinterpret_cast<float4*>(&to[t][j]) = widen_four<E>(four[i]);
+      }
+    }
+  }
+};
 
 template <int threads, int RUN, int W>
 __device__ __forceinline__ void fill(float (&to)[RUN][W], float value) {
@@ -65,17 +93,18 @@ __device__ __forceinline__ void sum_over_lanes(float* x) {
 }
 
 // Writes four neighbouring columns of a token, as far as there are any.
+template <class E>
 __device__ __forceinline__ void put_four(const Rows& x, const Place& c, int t, int column, int columns, float4 value) {
   if (t >= c.count || column >= columns) return;
-  float* const to = const_cast<float*>(at<float>(x, c, t, column));
+  E* const to = const_cast<E*>(at<E>(x, c, t, column));
   if (x.whole) {
-    *reinterpret_cast<float4*>(to) = value;
+    *reinterpret_cast<Four<E>*>(to) = narrow_four<E>(value);
     return;
   }
-  to[0] = value.x;
-  if (column + 1 < columns) to[1] = value.y;
-  if (column + 2 < columns) to[2] = value.z;
-  if (column + 3 < columns) to[3] = value.w;
+  to[0] = narrow<E>(value.x);
+  if (column + 1 < columns) to[1] = narrow<E>(value.y);
+  if (column + 2 < columns) to[2] = narrow<E>(value.z);
+  if (column + 3 < columns) to[3] = narrow<E>(value.w);
 }
 
 __device__ __forceinline__ float4 add(float4 x, float4 y) { return {x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w}; }

@@ -1,7 +1,7 @@
-// decay backward of fp32 data: 8 warps, each with 32 keys of 16 values of a tile of 64 by 64, 16 elements a lane. The
+// decay backward in the plain form: 8 warps, each with 32 keys of 16 values of a tile of 64 by 64, 16 elements a lane. The
 // stretches between saved states are taken from the last to the first: forward through one, to keep the state before each
 // of its runs of tokens in scratch; then back through the runs. A run goes back by twos of four tokens, whose states fit
-// into registers beside the state's gradient R. Both ways the next run's operands are copied during this one.
+// into registers beside the state's gradient R. Both ways the next run's operands are brought during this one.
 //
 // An element takes three operations a token to keep the states, four and a half to have them again, and nine for R, the
 // five gradients, and what they share.
@@ -24,6 +24,7 @@ struct alignas(16) BackwardMemory {
   float key[BACK_RUN][VALUE_WARPS][3][SLICE];  // d_k, d_g, d_q: over its values
 };
 
+template <class T, class G>
 struct Backward {
   using Patch = float[4][4];  // [key][value]
   using Side = BackwardMemory::Side;
@@ -48,13 +49,13 @@ struct Backward {
   }
   __device__ __forceinline__ void load(const StateOperand& x, Patch& S) const {
     if (!x.data) return;
-    const float* const from = static_cast<const float*>(x.data) + task.n * x.strides.b + task.h * x.strides.h;
-    each(S, [&](float& s, int d, int j) { s = from[d * x.strides.d + j]; });
+    const int64_t base = task.n * x.strides.b + task.h * x.strides.h;
+    each(S, [&](float& s, int d, int j) { s = x.get<T>(base + d * x.strides.d + j); });
   }
   __device__ __forceinline__ void store(const StateOperand& x, Patch& S) const {
     if (!x.data) return;
-    float* const to = static_cast<float*>(const_cast<void*>(x.data)) + task.n * x.strides.b + task.h * x.strides.h;
-    each(S, [&](float& s, int d, int j) { to[d * x.strides.d + j] = s; });
+    const int64_t base = task.n * x.strides.b + task.h * x.strides.h;
+    each(S, [&](float& s, int d, int j) { x.put<T>(base + d * x.strides.d + j, s); });
   }
   // The state before run `run`, where one was saved.
   __device__ __forceinline__ void load_saved(int run, Patch& S) const {
@@ -86,17 +87,32 @@ struct Backward {
   }
   // Which operands of a run are needed: for its gradients, for the state behind it, for the gradient before it.
   enum class Need { all, sources, sinks };
-  // Half of the threads a side.
-  __device__ __forceinline__ void stage_run(int run, Need need, int turn) const {
-    constexpr int half = BACKWARD_THREADS / 2;
-    const int side = threadIdx.x / half, thread = threadIdx.x % half, column = side ? task.key : task.value;
-    const SideArgs& s = p.side[side];
-    Side& to = memory.run[turn][side];
-    const Place c = place(run);
-    if (need != Need::sinks) stage<half>(to.z, s.z, c, column, s.width, 0.f, thread);
-    stage<half>(to.a, s.a, c, column, s.width, 1.f, thread);
-    if (need != Need::sources) stage<half>(to.x, s.x, c, column, s.width, 0.f, thread);
-  }
+  // A side of a run on its way into shared memory, by half of the threads.
+  struct Coming {
+    static constexpr int HALF = BACKWARD_THREADS / 2;
+    Staging<T, HALF, BACK_RUN, SLICE> z{}, x{};
+    Staging<G, HALF, BACK_RUN, SLICE> a{};
+
+    __device__ __forceinline__ void start(const Backward& at, int run, Need need, int turn) {
+      const int side = threadIdx.x / HALF, thread = threadIdx.x % HALF, column = side ? at.task.key : at.task.value;
+      const SideArgs& s = at.p.side[side];
+      Side& to = at.memory.run[turn][side];
+      const Place c = at.place(run);
+      if (need != Need::sinks) z.start(to.z, s.z, c, column, s.width, 0.f, thread);
+      a.start(to.a, s.a, c, column, s.width, 1.f, thread);
+      if (need != Need::sources) x.start(to.x, s.x, c, column, s.width, 0.f, thread);
+    }
+    // What was not needed is written too: nobody reads it.
+    __device__ __forceinline__ void finish(const Backward& at, int turn) const {
+      const int side = threadIdx.x / HALF, thread = threadIdx.x % HALF;
+      const SideArgs& s = at.p.side[side];
+      Side& to = at.memory.run[turn][side];
+      z.finish(to.z, s.z, thread);
+      a.finish(to.a, s.a, thread);
+      x.finish(to.x, s.x, thread);
+      wait_all_copies();
+    }
+  };
   __device__ __forceinline__ void fill_absent() const {
     for (int i = 0; i < 4; ++i)
       if (!p.side[i % 2].a.width) fill<BACKWARD_THREADS>(memory.run[i / 2][i % 2].a, 1.f);
@@ -169,10 +185,10 @@ struct Backward {
     }
   }
 
-  // Adds up the warps' sums of the o-th output of a side and writes them, by half of the threads. A gate of one value a
-  // token takes the sum over the columns.
-  template <int warps, int outputs>
-  __device__ __forceinline__ void put(const float (&sums)[BACK_RUN][warps][outputs][SLICE], int o, const Rows& x,
+  // Adds up the warps' sums of the o-th output of a side and writes them, by half of the threads, as E or as parts. A gate of
+  // one value a token takes the sum over the columns.
+  template <class E, int warps, int outputs>
+  __device__ __forceinline__ void put(bool parts, const float (&sums)[BACK_RUN][warps][outputs][SLICE], int o, const Rows& x,
                                       const Place& c, int column, int columns) const {
     constexpr int half = BACKWARD_THREADS / 2, fours = SLICE / 4;
     const int thread = threadIdx.x % half;
@@ -185,12 +201,15 @@ struct Backward {
 #pragma unroll
       for (int warp = 1; warp < warps; ++warp) sum = add(sum, sum_of(warp));
       if (x.width == columns) {
-        put_four(x, c, t, column + j, columns, sum);
+        if (sizeof(E) == 4 || parts) put_four<float>(x, c, t, column + j, columns, sum);
+        else put_four<E>(x, c, t, column + j, columns, sum);
       } else {
         const auto there = [&](float y, int at) { return column + j + at < columns ? y : 0.f; };
         float all = there(sum.x, 0) + there(sum.y, 1) + there(sum.z, 2) + there(sum.w, 3);
         for (int apart = fours / 2; apart; apart /= 2) all += __shfl_xor_sync(~0u, all, apart);
-        if (j == 0 && t < c.count) *const_cast<float*>(at<float>(x, c, t, 0)) = all;
+        if (j || t >= c.count) continue;
+        if (sizeof(E) == 4 || parts) *const_cast<float*>(at<float>(x, c, t, 0)) = all;
+        else *const_cast<E*>(at<E>(x, c, t, 0)) = narrow<E>(all);
       }
     }
   }
@@ -199,21 +218,21 @@ struct Backward {
     const int own[2] = {task.value / SLICE, task.key / SLICE};
     const SideArgs &value = p.side[0], &key = p.side[1];
     if (threadIdx.x < BACKWARD_THREADS / 2) {
-      put(memory.value, 0, value.part(value.d_z, own[1]), c, task.value, value.width);
-      put(memory.value, 1, value.gate_part(own[0], own[1]), c, task.value, value.width);
+      put<T>(value.next_part, memory.value, 0, value.part(value.d_z, own[1]), c, task.value, value.width);
+      put<G>(value.next_gate_part, memory.value, 1, value.gate_part(own[0], own[1]), c, task.value, value.width);
     } else {
-      put(memory.key, 0, key.part(key.d_z, own[0]), c, task.key, key.width);
-      put(memory.key, 1, key.gate_part(own[1], own[0]), c, task.key, key.width);
-      put(memory.key, 2, key.part(key.d_x, own[0]), c, task.key, key.width);
+      put<T>(key.next_part, memory.key, 0, key.part(key.d_z, own[0]), c, task.key, key.width);
+      put<G>(key.next_gate_part, memory.key, 1, key.gate_part(own[1], own[0]), c, task.key, key.width);
+      put<T>(key.next_part, memory.key, 2, key.part(key.d_x, own[0]), c, task.key, key.width);
     }
   }
 
-  // Waits for a run's operands, and starts to copy those of the one that comes next.
-  __device__ __forceinline__ void begin(int next, Need need, int first, int& turn) const {
-    wait_all_copies();
-    __syncthreads();
+  // Waits for a run's operands, and starts to bring those of the one that comes next.
+  __device__ __forceinline__ void begin(int next, Need need, int first, Coming& coming, int& turn) const {
     turn ^= 1;
-    if (next >= first) stage_run(next, need, turn ^ 1);
+    coming.finish(*this, turn);
+    __syncthreads();
+    if (next >= first) coming.start(*this, next, need, turn ^ 1);
     commit_copies();
   }
 
@@ -224,7 +243,8 @@ struct Backward {
     const auto need_at = [&](int run, int end) { return run == end ? Need::all : Need::sources; };
     fill_absent();
     int turn = 1, end = last - 1;  // end: the stretch's last run
-    stage_run(start_of(end), need_at(start_of(end), end), 0);
+    Coming coming;
+    coming.start(*this, start_of(end), need_at(start_of(end), end), 0);
     commit_copies();
     for (int start; end >= first; end = start - 1) {
       start = start_of(end);
@@ -232,13 +252,14 @@ struct Backward {
       load_saved(start, S);
       for (int i = start; i < end; ++i) {
         keep(i - start, S);
-        begin(i + 1, need_at(i + 1, end), first, turn);
+        begin(i + 1, need_at(i + 1, end), first, coming, turn);
 #pragma unroll 2
         for (int t = 0; t < BACK_RUN; ++t) advance(turn, t, S);
       }
       for (int i = end; i >= start; --i) {
         const int before = start_of(start - 1);
-        begin(i > start ? i - 1 : start ? before : -1, i > start ? Need::all : need_at(before, start - 1), first, turn);
+        begin(i > start ? i - 1 : start ? before : -1, i > start ? Need::all : need_at(before, start - 1), first, coming,
+              turn);
         Patch next = {};
         if (i > start) load_kept(i - 1 - start, next);
         back(turn, S, R);
@@ -269,10 +290,11 @@ struct Backward {
     for (int i = 0; i < 16; ++i) gates[i / 4][i % 4] = 1.f;
     fill_absent();
     int turn = 1;
-    if (last > first) stage_run(last - 1, Need::sinks, 0);
+    Coming coming;
+    if (last > first) coming.start(*this, last - 1, Need::sinks, 0);
     commit_copies();
     for (int i = last - 1; i >= first; --i) {
-      begin(i - 1, Need::sinks, first, turn);
+      begin(i - 1, Need::sinks, first, coming, turn);
 #pragma unroll 2
       for (int t = BACK_RUN - 1; t >= 0; --t) retreat_local(turn, t, R, gates);
     }
@@ -301,16 +323,17 @@ struct Backward {
   }
 };
 
-template <bool outputs>
+template <class T, class G, bool outputs>
 __global__ void __launch_bounds__(BACKWARD_THREADS) backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
   const TileTask task = TileTask::of(p, blockIdx.x);
-  const Backward work{p, task, *reinterpret_cast<BackwardMemory*>(memory)};
+  using Work = Backward<T, G>;
+  const Work work{p, task, *reinterpret_cast<BackwardMemory*>(memory)};
   const int runs = static_cast<int>((task.sequence.length + BACK_RUN - 1) / BACK_RUN);
   const int each = static_cast<int>(p.segment / BACK_RUN), first = task.segment * each;
   const int last = task.segment + 1 < p.segments && runs > first + each ? first + each : runs;
   if constexpr (outputs) {
-    Backward::Patch R = {};
+    typename Work::Patch R = {};
     work.load(p.d_final_state, R);
     for (int s = p.segments - 1; s > task.segment; --s) work.pass_local(s, R);
     if (last > first) work.run(first, last, R);

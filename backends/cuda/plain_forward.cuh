@@ -1,5 +1,5 @@
-// decay forward of fp32 data: 4 warps, each with 64 keys of 16 values of a head, go through the tokens run by run while
-// the next run is copied. Heads of up to 64 keys go by slices of 64 values; more keys are shared out over the warps,
+// decay forward in the plain form: 4 warps, each with 64 keys of 16 values of a head, go through the tokens run by run while
+// the next run is brought. Heads of up to 64 keys go by slices of 64 values; more keys are shared out over the warps,
 // whose sums meet in shared memory.
 //
 // An element takes four operations a token: f g, v k, S and y.
@@ -12,7 +12,7 @@ namespace t2fw::cuda::plain {
 
 inline constexpr int FORWARD_THREADS = 128, PATCH_KEYS = 8, PATCH = PATCH_KEYS * 4;
 
-template <int KP>
+template <class T, class G, int KP>
 struct Forward {
   static constexpr int RUN = KP > 128 ? 8 : 16;  // as the shared memory allows
   static constexpr int KEY_WARPS = KP / (2 * WARP_KEYS), VALUE_WARPS = FORWARD_THREADS / 32 / KEY_WARPS;
@@ -48,14 +48,14 @@ struct Forward {
   __device__ __forceinline__ void load(Patch& S) const {
     if (!p.initial_state.data) return;
     const t2fw_state_strides& s = p.initial_state.strides;
-    const float* const from = static_cast<const float*>(p.initial_state.data) + task.n * s.b + task.h * s.h;
-    each(S, [&](float& x, int d, int j) { x = from[d * s.d + j]; });
+    const int64_t base = task.n * s.b + task.h * s.h;
+    each(S, [&](float& x, int d, int j) { x = p.initial_state.get<T>(base + d * s.d + j); });
   }
   __device__ __forceinline__ void store(Patch& S) const {
     if (!p.final_state.data) return;
     const t2fw_state_strides& s = p.final_state.strides;
-    float* const to = static_cast<float*>(const_cast<void*>(p.final_state.data)) + task.n * s.b + task.h * s.h;
-    each(S, [&](float& x, int d, int j) { to[d * s.d + j] = x; });
+    const int64_t base = task.n * s.b + task.h * s.h;
+    each(S, [&](float& x, int d, int j) { p.final_state.put<T>(base + d * s.d + j, x); });
   }
 
   // What a segment leaves: the state from zero, and element by element its products of both gates.
@@ -94,20 +94,40 @@ struct Forward {
     put_local(local(task.segment), S, gates);
   }
 
+  // A run on its way into shared memory.
   template <bool outputs>
-  __device__ __forceinline__ void stage_run(int64_t first, int turn) const {
-    if (first < task.length) {
-      const Place c = task.place(first, RUN);
-      Run& to = memory.run[turn];
-      const int thread = threadIdx.x;
-      stage<FORWARD_THREADS>(to.v, p.v, c, task.column, p.D, 0.f, thread);
-      stage<FORWARD_THREADS>(to.f, p.f, c, task.column, p.D, 1.f, thread);
-      if constexpr (outputs) stage<FORWARD_THREADS>(to.q, p.q, c, 0, p.K, 0.f, thread);
-      stage<FORWARD_THREADS>(to.k, p.k, c, 0, p.K, 0.f, thread);
-      stage<FORWARD_THREADS>(to.g, p.g, c, 0, p.K, 1.f, thread);
+  struct Coming {
+    Staging<T, FORWARD_THREADS, RUN, VALUES> v;
+    Staging<G, FORWARD_THREADS, RUN, VALUES> f;
+    Staging<T, FORWARD_THREADS, RUN, KP> q, k;
+    Staging<G, FORWARD_THREADS, RUN, KP> g;
+
+    __device__ __forceinline__ void start(const Forward& at, int64_t first, int turn) {
+      if (first < at.task.length) {
+        const ForwardArgs& p = at.p;
+        const Place c = at.task.place(first, RUN);
+        Run& to = at.memory.run[turn];
+        const int column = at.task.column, thread = threadIdx.x;
+        v.start(to.v, p.v, c, column, p.D, 0.f, thread);
+        f.start(to.f, p.f, c, column, p.D, 1.f, thread);
+        if constexpr (outputs) q.start(to.q, p.q, c, 0, p.K, 0.f, thread);
+        k.start(to.k, p.k, c, 0, p.K, 0.f, thread);
+        g.start(to.g, p.g, c, 0, p.K, 1.f, thread);
+      }
+      commit_copies();
     }
-    commit_copies();
-  }
+    __device__ __forceinline__ void finish(const Forward& at, int turn) const {
+      const ForwardArgs& p = at.p;
+      Run& to = at.memory.run[turn];
+      const int thread = threadIdx.x;
+      v.finish(to.v, p.v, thread);
+      f.finish(to.f, p.f, thread);
+      if constexpr (outputs) q.finish(to.q, p.q, thread);
+      k.finish(to.k, p.k, thread);
+      g.finish(to.g, p.g, thread);
+      wait_all_copies();
+    }
+  };
 
   // Takes the patch through token t. outputs: y += S q_t; else gates *= the token's.
   template <bool outputs>
@@ -163,7 +183,7 @@ struct Forward {
       float4 y = sum_of(0);
 #pragma unroll
       for (int warp = 1; warp < KEY_WARPS; ++warp) y = add(y, sum_of(warp));
-      put_four(p.y, c, t, task.column + d, p.D, y);
+      put_four<T>(p.y, c, t, task.column + d, p.D, y);
     }
   }
 
@@ -178,14 +198,15 @@ struct Forward {
       if (!p.f.width) fill<FORWARD_THREADS>(r.f, 1.f);
       if (!p.g.width) fill<FORWARD_THREADS>(r.g, 1.f);
     }
-    stage_run<outputs>(0, 0);
+    Coming<outputs> coming;
+    coming.start(*this, 0, 0);
     int64_t number = max(task.start - 1, int64_t{0}) / p.interval;
     int64_t next = p.checkpoints ? (number + 1) * p.interval - task.start : -1;
     int turn = 0;
     for (int64_t first = 0; first < task.length; first += RUN, turn ^= 1) {
-      wait_all_copies();
+      coming.finish(*this, turn);
       __syncthreads();
-      stage_run<outputs>(first + RUN, turn ^ 1);
+      coming.start(*this, first + RUN, turn ^ 1);
       if constexpr (outputs) {
         if (first) put_output(first - RUN, turn ^ 1);
         if (first == next) save(S, number++), next += p.interval;
@@ -201,10 +222,10 @@ struct Forward {
   }
 };
 
-template <int KP, bool outputs>
+template <class T, class G, int KP, bool outputs>
 __global__ void __launch_bounds__(FORWARD_THREADS, 2) forward_kernel(const __grid_constant__ ForwardArgs p) {
   extern __shared__ __align__(16) char memory[];
-  using Work = Forward<KP>;
+  using Work = Forward<T, G, KP>;
   const Task task = Task::of(p, blockIdx.x, Work::VALUES);
   const Work work{p, task, *reinterpret_cast<typename Work::Memory*>(memory)};
   typename Work::Patch S = {};

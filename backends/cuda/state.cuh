@@ -11,6 +11,17 @@ struct StateOperand {
   const void* data;
   t2fw_state_strides strides;
   bool wide;  // fp32, else as the data
+
+  template <class T>
+  __device__ __forceinline__ float get(int64_t at) const {
+    return wide ? static_cast<const float*>(data)[at] : widen(static_cast<const T*>(data)[at]);
+  }
+  template <class T>
+  __device__ __forceinline__ void put(int64_t at, float s) const {
+    void* const to = const_cast<void*>(data);
+    if (wide) static_cast<float*>(to)[at] = s;
+    else static_cast<T*>(to)[at] = narrow<T>(s);
+  }
 };
 
 template <class T, int KP>
@@ -38,21 +49,13 @@ struct StateRows {
   __device__ __forceinline__ void load(const StateOperand& x, int64_t b, int64_t h, int first, int first_key, int D, int K) {
     if (!x.data) return;
     const int64_t base = b * x.strides.b + h * x.strides.h;
-    each(first, first_key, D, K, [&](float& s, int d, int key) {
-      const int64_t at = base + d * x.strides.d + key;
-      s = x.wide ? static_cast<const float*>(x.data)[at] : widen(static_cast<const T*>(x.data)[at]);
-    });
+    each(first, first_key, D, K, [&](float& s, int d, int key) { s = x.get<T>(base + d * x.strides.d + key); });
   }
   __device__ __forceinline__ void store(const StateOperand& x, int64_t b, int64_t h, int first, int first_key, int D,
                                         int K) {
     if (!x.data) return;
-    void* const to = const_cast<void*>(x.data);
     const int64_t base = b * x.strides.b + h * x.strides.h;
-    each(first, first_key, D, K, [&](float& s, int d, int key) {
-      const int64_t at = base + d * x.strides.d + key;
-      if (x.wide) static_cast<float*>(to)[at] = s;
-      else static_cast<T*>(to)[at] = narrow<T>(s);
-    });
+    each(first, first_key, D, K, [&](float& s, int d, int key) { x.put<T>(base + d * x.strides.d + key, s); });
   }
 
   // What a chunk does to the state, in registers: the shared memory is free as soon as they are loaded.

@@ -22,24 +22,14 @@ struct StepArgs {
 // Four neighbouring keys; behind the last: zeros, and nothing is stored.
 template <class S>
 __device__ __forceinline__ float4 load_four(const S* from, int left, bool vector) {
-  if (vector) {
-    if constexpr (sizeof(S) == 4) return *reinterpret_cast<const float4*>(from);
-    const uint2 two = *reinterpret_cast<const uint2*>(from);
-    const auto wide = [](const uint32_t& x) { return widen(*reinterpret_cast<const typename Pair<S>::type*>(&x)); };
-    const float2 x = wide(two.x), y = wide(two.y);
-    return {x.x, x.y, y.x, y.y};
-  }
+  if (vector) return widen_four<S>(*reinterpret_cast<const Four<S>*>(from));
   const auto one = [&](int i) { return i < left ? widen(from[i]) : 0.f; };
   return {one(0), one(1), one(2), one(3)};
 }
 template <class S>
 __device__ __forceinline__ void store_four(S* to, float4 x, int left, bool vector) {
   if (vector) {
-    if constexpr (sizeof(S) == 4) {
-      *reinterpret_cast<float4*>(to) = x;
-    } else {
-      *reinterpret_cast<uint2*>(to) = {bits(narrow<S>(float2{x.x, x.y})), bits(narrow<S>(float2{x.z, x.w}))};
-    }
+    *reinterpret_cast<Four<S>*>(to) = narrow_four<S>(x);
     return;
   }
   if (left > 0) to[0] = narrow<S>(x.x);

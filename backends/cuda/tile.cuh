@@ -45,6 +45,32 @@ __device__ __forceinline__ __half narrow<__half>(float x) { return __float2half_
 template <>
 __device__ __forceinline__ float narrow<float>(float x) { return x; }
 
+template <class P>
+__device__ __forceinline__ uint32_t bits(P pair) {
+  static_assert(sizeof(P) == 4);
+  return *reinterpret_cast<uint32_t*>(&pair);
+}
+
+// Four neighbouring columns as they lie in memory.
+template <class E>
+using Four = std::conditional_t<sizeof(E) == 4, float4, uint2>;
+
+template <class E>
+__device__ __forceinline__ float4 widen_four(Four<E> x) {
+  if constexpr (sizeof(E) == 4) {
+    return x;
+  } else {
+    const auto pair = [](const uint32_t& two) { return widen(*reinterpret_cast<const typename Pair<E>::type*>(&two)); };
+    const float2 low = pair(x.x), high = pair(x.y);
+    return {low.x, low.y, high.x, high.y};
+  }
+}
+template <class E>
+__device__ __forceinline__ Four<E> narrow_four(float4 x) {
+  if constexpr (sizeof(E) == 4) return x;
+  else return {bits(narrow<E>(float2{x.x, x.y})), bits(narrow<E>(float2{x.z, x.w}))};
+}
+
 // x, but nothing that follows from it is known before this point: what is cheap to compute again is not kept in registers
 // through a loop.
 __device__ __forceinline__ int fresh(int x) {
@@ -57,12 +83,6 @@ __device__ __forceinline__ float2 operator*(float2 x, float2 y) { return {x.x * 
 __device__ __forceinline__ float2 operator*(float x, float2 y) { return {x * y.x, x * y.y}; }
 __device__ __forceinline__ float2 fma(float2 x, float2 y, float2 z) { return {fmaf(x.x, y.x, z.x), fmaf(x.y, y.y, z.y)}; }
 __device__ __forceinline__ float2 fma(float x, float2 y, float2 z) { return {fmaf(x, y.x, z.x), fmaf(x, y.y, z.y)}; }
-
-template <class P>
-__device__ __forceinline__ uint32_t bits(P pair) {
-  static_assert(sizeof(P) == 4);
-  return *reinterpret_cast<uint32_t*>(&pair);
-}
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -78,8 +98,8 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], uint3
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(row) : "memory");
 }
 
-
-// The same the other way.
+// The same the other way. What was built for GPUs that have no such instruction may yet run on one with the shared memory
+// for the kernels that use it.
 __device__ __forceinline__ void store_matrices(uint32_t row, const uint32_t (&x)[4]) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
