@@ -8,16 +8,12 @@ torch = pytest.importorskip("torch")
 import loop
 import t2fw
 from common import GATES, SHAPES, close, inputs
+from conftest import devices
 
 RULES = {"decay": ("v", "f", "q", "k", "g"), "delta": ("q", "k", "v")}
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
-GPU = torch.cuda.is_available() and any("cuda" in b or "hip" in b for b in t2fw.backends())
-
-
-@pytest.fixture(params=["cpu", "cuda"] if GPU else ["cpu"], autouse=True)
-def device(request):
-    with torch.device(request.param):
-        yield request.param
+GPU = "cuda" in devices()
+pytestmark = pytest.mark.usefixtures("device")
 
 
 def tensors(x, dtype="float64", grad=True):

@@ -18,7 +18,7 @@ from . import _core, _t2fw
 from ._numpy import Numpy, array
 from ._t2fw import UnsupportedError
 
-__all__ = ["UnsupportedError", "backends", "decay", "decay_step", "delta", "delta_step"]
+__all__ = ["UnsupportedError", "backends", "convert", "decay", "decay_step", "delta", "delta_step"]
 __version__ = "0.1.0"
 
 
@@ -83,6 +83,25 @@ def delta_step(
 
         return _torch.step("delta", v, None, q, k, None, state, slot_indices, out_state, backend)
     return _step("delta", v, None, q, k, None, state, slot_indices, out_state, backend)
+
+
+def convert(model: Any, rule: str = "decay", kdim: Optional[int] = None) -> Any:
+    """Replaces, in place, the self-attention of a Hugging Face transformers GPT2LMHeadModel or LlamaForCausalLM by
+    `t2fw.nn.DecayingFastWeights`, to be fine-tuned; returns the model. Needs torch and transformers.
+
+    rule is one of t2fw.nn.RULES, kdim the memory slots a head (None: the head size). Embeddings, MLPs, norms and head stay,
+    and the query, key, value and output projections keep their weights. With fewer slots than the head size, a head keeps the
+    first kdim of its queries' and keys' dimensions; with more, the further queries start at zero. Grouped keys and values stay grouped. Rotary embeddings are dropped: the gates know what
+    is recent, and any kdim goes. Gates are new.
+
+    The model becomes a t2fw.models.GPT2FastWeightsLMHeadModel or LlamaFastWeightsForCausalLM, saved by save_pretrained and
+    loaded by transformers.AutoModelForCausalLM.from_pretrained once `t2fw.models` has been imported. generate() and cached
+    calls keep one state [B,H,D,K] a layer in their transformers.Cache.
+
+    Errors: ValueError for a wrong argument, naming it, before anything is changed."""
+    from . import models
+
+    return models.convert(model, rule, kdim)
 
 
 def _arrays(**named: Any) -> Any:
