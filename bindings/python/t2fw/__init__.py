@@ -90,9 +90,9 @@ def convert(model: Any, rule: str = "decay", kdim: Optional[int] = None) -> Any:
     `t2fw.nn.DecayingFastWeights`, to be fine-tuned; returns the model. Needs torch and transformers.
 
     rule is one of t2fw.nn.RULES, kdim the memory slots a head (None: the head size). Embeddings, MLPs, norms and head stay,
-    and the query, key, value and output projections keep their weights. With fewer slots than the head size, a head keeps
-    the first kdim of its queries' and keys' dimensions; with more, the further queries start at zero. Grouped keys and
-    values stay grouped. Rotary embeddings are dropped: the gates know what is recent, and any kdim goes. Gates are new.
+    and the query, key, value and output projections keep their weights. With fewer slots than the head size, a head keeps the
+    first kdim dimensions of its queries and keys; with more, the further queries start at zero. Grouped keys and values stay
+    grouped. Rotary embeddings are dropped: the gates know what is recent, and any kdim goes. Gates are new.
 
     The model becomes a t2fw.models.GPT2FastWeightsLMHeadModel or LlamaFastWeightsForCausalLM, saved by save_pretrained and
     loaded by transformers.AutoModelForCausalLM.from_pretrained once `t2fw.models` has been imported. generate() and cached

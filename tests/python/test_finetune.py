@@ -1,0 +1,82 @@
+import json
+import math
+import shutil
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from t2fw import finetune
+
+TEXT = "".join(f"The square of {n} is {n * n}, and half of {n} is {n / 2}.\n" for n in range(400))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The command, in this process, with small sizes."""
+    data = tmp_path / "text.txt"
+    data.write_text(TEXT)
+
+    def command(*more, model="tiny", out="out"):
+        finetune.main(["--model", str(model), "--data", str(data), "--out", str(tmp_path / out), "--device", "cpu",
+                       "--length", "16", "--batch", "4", "--steps", "6", "--every", "3", "--pretrain-steps", "2", *more])
+        return tmp_path / out
+
+    return command
+
+
+def weights(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_command_and_exact_resume(run, capsys):
+    out = run("--kdim", "8", "--rate", "0.003")
+    assert "perplexity" in capsys.readouterr().out
+    log, whole = json.loads((out / "log.json").read_text()), weights(out)
+    losses = [row["eval_loss"] for row in log["history"] if "eval_loss" in row]
+    assert len(losses) == 2 and losses[1] < losses[0] and math.isclose(log["perplexity"], math.exp(losses[1]))
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    assert (model.config.model_type, model.config.rule, model.config.kdim) == ("gpt2_fast_weights", "decay", 8)
+    assert model.config.use_cache and model.config.vocab_size == len(tokenizer)
+    assert tokenizer.decode(tokenizer(TEXT[:90])["input_ids"]) == TEXT[:90]
+
+    shutil.rmtree(out / "checkpoint-6")
+    run("--kdim", "8", "--rate", "0.003", "--resume")
+    assert same(weights(out), whole)
+    assert json.loads((out / "log.json").read_text())["perplexity"] == log["perplexity"]
+
+
+def test_a_folder_and_attention(run, tmp_path, capsys):
+    out = run("--rule", "attention", "--steps", "2")
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT[:2000])
+    again = run("--rule", "gated", "--steps", "2", "--seed", "5", "--eval-data", str(other), model=out / "pretrained", out="again")
+    old, new = weights(out / "pretrained"), weights(again)
+    assert "transformer.h.0.attn.c_attn.weight" in weights(out) and "transformer.h.0.attn.fast_weights.a.bias" in new
+    assert (old["transformer.wte.weight"] - new["transformer.wte.weight"]).abs().max() < 0.01
+    tokens = len(transformers.AutoTokenizer.from_pretrained(again)(TEXT[:2000])["input_ids"])
+    assert f"on {tokens // 16 * 16} held-out tokens" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("change,message", [
+    (["--data", "absent.txt"], "absent.txt is no file; expected text files for --data and --eval-data"),
+    (["--steps", "0"], "--steps is 0; expected at least 1"),
+    (["--rule", "rwkv"], "invalid choice: 'rwkv'"),
+    (["--resume"], "has no checkpoint to --resume from"),
+])
+def test_wrong_arguments(run, change, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*change)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_too_little_text(run):
+    with pytest.raises(ValueError, match=r"--data is '\d+ tokens'; expected at least one piece of --length = 99999"):
+        run("--length", "99999")
