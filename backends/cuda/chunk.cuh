@@ -7,7 +7,7 @@
 namespace t2fw::cuda {
 
 inline constexpr int CHUNK = 16;
-inline constexpr int SLICE = 64;         // value columns of a thread block
+inline constexpr int SLICE = 64;         // columns of a side that a thread block takes of the state
 inline constexpr int PITCH = SLICE + 8;  // of a row of 64 columns in shared memory: eight rows meet no bank twice
 
 // The row of a chunk's token in shared memory: eight consecutive tokens, and two of each quarter of the chunk, lie on
@@ -67,7 +67,7 @@ __device__ __forceinline__ void stage(E (&to)[CHUNK][P], const Rows& x, const Pl
   else stage_elements<W>(to, x, c, column, columns, absent);
 }
 
-// What a warp's rows hold before anything is staged: columns behind the data keep it.
+// What a warp's rows hold before anything is staged; staging leaves columns behind the data alone.
 template <int W, class E, int P>
 __device__ __forceinline__ void fill(E (&to)[CHUNK][P], float value) {
 #pragma unroll 1

@@ -26,7 +26,7 @@ inline constexpr int GATE_PITCH = sizeof(G) == 2 ? PITCH : SLICE + 4;
 // A side of a chunk. The gradients of x, z and a take their places.
 template <class T, class G>
 struct alignas(16) SideDesk {
-  T x[CHUNK][PITCH], z[CHUNK][PITCH];  // as they came
+  T x[CHUNK][PITCH], z[CHUNK][PITCH];
   G a[CHUNK][GATE_PITCH<G>];
   T sinks[CHUNK][PITCH];    // x times the products of a up to the token
   T sources[CHUNK][PITCH];  // z times the products of a behind the token

@@ -27,7 +27,7 @@ BackwardKernels choose(const Problem& p, bool plain) {
   return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
 }
 
-constexpr int64_t largest = 256;        // D and K that the tiles' parts are worth the memory of
+constexpr int64_t largest = 256;        // D and K
 constexpr int64_t largest_cluster = 8;  // thread blocks, on every GPU that has clusters
 
 int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
@@ -69,7 +69,7 @@ class Launch {
   int clusters(void (*kernel)(BackwardArgs)) const {
     int count = 0;
     check(cudaOccupancyMaxActiveClusters(&count, kernel, &config_));
-    return count;
+    return std::max(count, 1);  // none: the launch will say so
   }
 
  private:

@@ -18,7 +18,7 @@ namespace t2fw::cuda {
 template <class T, class G>
 struct HeadBackward : ChunkGradients<T, G> {
   using Base = ChunkGradients<T, G>;
-  using typename Base::Desk, typename Base::P;
+  using typename Base::Desk;
   using Base::memory, Base::first_value, Base::first_key;
   using State = StateRows<T, HALF_SLICE>;
   using Local = cuda::Local<T, HALF_SLICE, SWEEP_WARPS>;

@@ -9,9 +9,9 @@
 // shared memory, one for each inside warp: operands one way, what the entering state adds to y the other.
 #pragma once
 
-#include "forward.cuh"
 #include <algorithm>
 
+#include "forward.cuh"
 #include "kernels.hpp"
 #include "scores.cuh"
 
@@ -313,6 +313,7 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G, KP> + STATE_WARPS), 1
     return;
   }
   __shared__ SegmentRows rows;
+  static_assert(sizeof rows <= 256);  // beside the desks: inside_warps
   if (threadIdx.x == 32 * inside) rows.place<T, G>(p, task);
   if (threadIdx.x < inside) {
     desks[threadIdx.x].full.init(1);

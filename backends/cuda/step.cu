@@ -1,6 +1,6 @@
 // Decode: one token, the state read and written once. A thread block takes 32 rows of a head's state; 16 lanes share a
-// row, four neighbouring keys each, so that a warp's access covers two rows. A thread's loads are all under way before its
-// first store, behind which the compiler cannot move them.
+// row, four neighbouring keys each, so that a warp's access covers two rows. A thread's loads of 64 keys are all under way
+// before their first store, behind which the compiler cannot move them.
 #include "kernels.hpp"
 #include "launch.hpp"
 #include "state.cuh"

@@ -1,5 +1,5 @@
 // The vocabulary of the native kernels: 16-bit pairs, matrix fragments of m16n8k16, barriers between warps. What needs
-// compute capability 9.0 does nothing below it, where no plan takes the kernels that use it.
+// compute capability 9.0 stops a kernel that was built for less: such a build does not serve newer GPUs on tensor cores.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 
 namespace t2fw::cuda {
 
@@ -98,18 +97,21 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], uint3
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(row) : "memory");
 }
 
-// The same the other way. What was built for GPUs that have no such instruction may yet run on one with the shared memory
-// for the kernels that use it.
+// The same the other way.
 __device__ __forceinline__ void store_matrices(uint32_t row, const uint32_t (&x)[4]) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
                ::"r"(row), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]) : "memory");
+#else
+  __trap();
 #endif
 }
 __device__ __forceinline__ void store_matrices_transposed(uint32_t row, const uint32_t (&x)[4]) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};"
                ::"r"(row), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]) : "memory");
+#else
+  __trap();
 #endif
 }
 
@@ -125,6 +127,8 @@ __device__ __forceinline__ const E* in_block(const E* own, int rank) {
 __device__ __forceinline__ void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#else
+  __trap();
 #endif
 }
 
