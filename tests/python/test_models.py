@@ -1,5 +1,7 @@
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -219,20 +221,29 @@ def test_gradient_checkpointing_and_compile(kind):
         near(got, expected)
 
 
-def distributed(rank, folder):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def distributed(rank, folder, port):
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     model = converted("gpt2")
     x = tokens(4, 10)[2 * rank : 2 * rank + 2]
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     parallel(input_ids=x, labels=x).loss.backward()
     torch.save([p.grad for p in model.parameters()], f"{folder}/{rank}")
+    torch.distributed.barrier()  # neither leaves while the other still needs it
     torch.distributed.destroy_process_group()
 
 
 def test_data_parallel(device, tmp_path):
     if device != "cpu":
         pytest.skip("two processes of gloo, on the CPU")
-    torch.multiprocessing.spawn(distributed, (str(tmp_path),), nprocs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both, end = torch.multiprocessing.spawn(distributed, (str(tmp_path), port), nprocs=2, join=False), time.monotonic() + 200
+    while not both.join(timeout=5) and time.monotonic() < end:
+        pass
+    for process in both.processes:
+        process.kill()
+    assert [process.exitcode for process in both.processes] == [0, 0]
     want = gradients(converted("gpt2"), tokens(4, 10))[1:]
     for rank in "01":
         for got, expected in zip(torch.load(tmp_path / rank), want):
