@@ -136,6 +136,8 @@ std::string backend_name(const testing::TestParamInfo<Backend>& info) { return t
 
 namespace {
 
+const char* const dtypes[] = {"", "fp64", "fp32", "fp16", "bf16"};
+
 class WorstErrors : public testing::Environment {
  public:
   struct Worst {
@@ -145,11 +147,10 @@ class WorstErrors : public testing::Environment {
   std::map<std::pair<std::string, t2fw_dtype>, Worst> worst;
 
   void TearDown() override {
-    static const char* const dtypes[] = {"", "fp64", "fp32", "fp16", "bf16"};
     if (!worst.empty())
-      std::printf("%-30s %-5s %-8s %-8s %s\n", "worst relative L2 error", "dtype", "reached", "allowed", "in");
+      std::printf("%-42s %-5s %-8s %-8s %s\n", "worst relative L2 error of operation, data", "dtype", "reached", "allowed", "in");
     for (const auto& [key, w] : worst)
-      std::printf("%-30s %-5s %-8.1e %-8.1e %s\n", key.first.c_str(), dtypes[key.second], w.error, w.allowed, w.what.c_str());
+      std::printf("%-42s %-5s %-8.1e %-8.1e %s\n", key.first.c_str(), dtypes[key.second], w.error, w.allowed, w.what.c_str());
   }
 };
 
@@ -168,7 +169,7 @@ double tolerance(const Backend& backend, const Case& c, t2fw_dtype dtype) {
 
 Accuracy::Accuracy(const Backend& backend, const Case& c, const char* operation)
     : backend_(backend), case_(c), step_(std::strcmp(operation, "step") == 0),
-      of_(text(backend) + (c.rule == T2FW_DECAY ? " decay " : " delta ") + operation) {}
+      of_(text(backend) + (c.rule == T2FW_DECAY ? " decay " : " delta ") + operation + ", " + dtypes[c.data]) {}
 
 void Accuracy::expect(const char* what, const Values& got, const Values& want, int64_t row, t2fw_dtype dtype,
                       double factor, bool zero_allowed) const {

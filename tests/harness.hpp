@@ -51,7 +51,7 @@ std::string backend_name(const testing::TestParamInfo<Backend>& info);
 double tolerance(const Backend& backend, const Case& c, t2fw_dtype dtype);
 
 // expect_close, within factor * tolerance of dtype, for one operation of a backend. The worst error of every backend,
-// operation and dtype is printed after the tests.
+// operation, data and dtype is printed after the tests.
 class Accuracy {
  public:
   Accuracy(const Backend& backend, const Case& c, const char* operation);

@@ -57,6 +57,9 @@ struct TileTask {
   }
 };
 
+// Which operands of a stretch of tokens are needed: for its gradients, for the state behind it, for the gradient before it.
+enum class Need { all, sources, sinks };
+
 // What sum_parts adds up: an output of T, or of G, and its parts, [count][B][T][H][width].
 struct SumArgs {
   struct Output {

@@ -38,10 +38,10 @@ struct alignas(16) SideDesk {
 
 template <class T, class G>
 struct BackwardMemory {
-  SideArgs side[2];  // from the head's first token on: a place is {0, 0, token, count}
+  SideArgs side[2];            // from the head's first token on: a place is {0, 0, token, count}
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
   T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];  // [value][key]: entering a chunk, and the gradient leaving it
-  float state[SLICE][SLICE + 4];                // S as it was saved, [key][value]: before the block, between steps 2
+  float state[SLICE][SLICE + 4];               // S as it was saved, [key][value]: before the block, between steps 2
   float gradient[SWEEP_WARPS][SLICE / 4][32];  // R of the warps that carry it, while they do step 3
 };
 
@@ -326,7 +326,8 @@ struct ChunkGradients {
       for (int i = 0; i < count; ++i) {
         float sum[each] = {};
         for (int tile = 0; tile < tiles; ++tile) {
-          const uint4 part = *reinterpret_cast<const uint4*>(in_block(&rows[row_of(t + i * together)][first + j], rank + tile * step));
+          const E* const from = in_block(&rows[row_of(t + i * together)][first + j], rank + tile * step);
+          const uint4 part = *reinterpret_cast<const uint4*>(from);
 #pragma unroll
           for (int e = 0; e < each; ++e) sum[e] += widen(reinterpret_cast<const E*>(&part)[e]);
         }

@@ -28,8 +28,8 @@ class OnDevice {
   int before_ = -1;
 };
 
-// Forward and step are native, backward where D and K allow (DecayBackward::takes), else the portable one, from
-// the states that the native forward saved.
+// Forward and step are native, backward where D and K allow (DecayBackward::takes), else the portable one, from the states
+// that the native forward saved.
 class CudaExecutor final : public Executor {
  public:
   explicit CudaExecutor(const Problem& p) : p_(p), forward_(p), portable_(kokkos_device_backend().bind(p)) {

@@ -14,7 +14,7 @@ template <class T, class G>
 BackwardKernels kernels() {
   static_assert(sizeof(BackwardMemory<T, G>) <= shared_memory);
   return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, nullptr,
-          32 * BACKWARD_WARPS, sizeof(BackwardMemory<T, G>), Local<T, HALF_SLICE, SWEEP_WARPS>::FLOATS, 0, true};
+          32 * BACKWARD_WARPS, sizeof(BackwardMemory<T, G>), HeadBackward<T, G>::Local::FLOATS, 0, true};
 }
 
 template <class T>
@@ -64,7 +64,9 @@ class Launch {
   }
   Launch(const Launch&) = delete;
   Launch& operator=(const Launch&) = delete;
-  void operator()(void (*kernel)(BackwardArgs), const BackwardArgs& args) const { check(cudaLaunchKernelEx(&config_, kernel, args)); }
+  void operator()(void (*kernel)(BackwardArgs), const BackwardArgs& args) const {
+    check(cudaLaunchKernelEx(&config_, kernel, args));
+  }
   // Clusters that the GPU has room for.
   int clusters(void (*kernel)(BackwardArgs)) const {
     int count = 0;
@@ -117,7 +119,8 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
   for (int i = 0; i < 5; ++i) {
     auto& o = sums.output[i];
     const int64_t width = parts.width[i];
-    o.to = to[i], o.parts = free, o.count = static_cast<int>(parts.count[i]), o.next = p.B * p.T * p.H * width, o.gate = i == 1 || i == 3;
+    o.to = to[i], o.parts = free, o.count = static_cast<int>(parts.count[i]);
+    o.next = p.B * p.T * p.H * width, o.gate = i == 1 || i == 3;
     if (o.count) to[i] = rows(free, T2FW_FP32, width, i < 2 ? p.D : p.K, {p.T * p.H * width, p.H * width, width});
     free += o.count * o.next;
     if (o.count) most = std::max(most, o.next);

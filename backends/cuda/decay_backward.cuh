@@ -21,7 +21,7 @@ struct HeadBackward : ChunkGradients<T, G> {
   using typename Base::Desk;
   using Base::memory, Base::first_value, Base::first_key;
   using State = StateRows<T, HALF_SLICE>;
-  using Local = cuda::Local<T, HALF_SLICE, SWEEP_WARPS>;
+  using Local = cuda::Local<State::N, 32 * SWEEP_WARPS>;
   const BackwardArgs& p;
   int n, h;
   Sequence sequence;
@@ -38,9 +38,6 @@ struct HeadBackward : ChunkGradients<T, G> {
     for (Rows* x : {&s.z, &s.x, &s.d_z, &s.d_x}) x->data = at<T>(*x, start, 0, 0);
     for (Rows* x : {&s.a, &s.d_a}) x->data = at<G>(*x, start, 0, 0);
   }
-
-  // Which operands of a block are needed: for its gradients, for the state behind it, for the gradient before it.
-  enum class Need { all, sources, sinks };
 
   // By both warps of a desk, when neither needs what is there.
   __device__ __forceinline__ void stage_desk(int block, Need need, int number, bool second) const {
@@ -64,7 +61,8 @@ struct HeadBackward : ChunkGradients<T, G> {
     const int lane = threadIdx.x % 32, t = lane % CHUNK, column = this->first_column(number % 2);
     if (t >= c.count) return;
     if (lane < CHUNK ? s.z.whole : s.x.whole && need == Need::all) fetch_line(at<T>(lane < CHUNK ? s.z : s.x, c, t, column));
-    if (s.a.whole && lane / CHUNK < static_cast<int>(sizeof(G)) / 2) fetch_line(at<G>(s.a, c, t, column + lane / CHUNK * (SLICE / 2)));
+    constexpr int lines = sizeof(G) / 2;
+    if (s.a.whole && lane / CHUNK < lines) fetch_line(at<G>(s.a, c, t, column + lane / CHUNK * (SLICE / 2)));
   }
 
   // Step 1.
@@ -126,7 +124,7 @@ struct HeadBackward : ChunkGradients<T, G> {
       update.load(value.sinks, key.sinks, value.all, key.all, row_of_warp(warp), key_of_warp(warp));
       if (keep) leave(memory.R[chunk], R, warp);
       R.apply(update);
-      if (local) local->multiply(update);
+      if (local) update.multiply(local->gates);
     }
   }
 
@@ -258,7 +256,7 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   if constexpr (outputs) {
     if (holds_R) {
       R.load(p.d_final_state, n, h, d, k, p.side[0].width, p.side[1].width);
-      for (int s = p.segments - 1; s > segment; --s) Kernel::Local::pass(local_of(s), thread, R);
+      for (int s = p.segments - 1; s > segment; --s) Kernel::Local::pass(local_of(s), thread, R.S);
       kernel.park(R, warp);
     }
     if (last > first) kernel.run(first, last);
@@ -269,7 +267,7 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   } else if (segment > 0) {
     typename Kernel::Local local;
     if (last > first) kernel.run_local(R, local, first, last);
-    if (holds_R) local.put(local_of(segment), thread, R);
+    if (holds_R) local.put(local_of(segment), thread, R.S);
   }
 }
 

@@ -11,7 +11,7 @@ template <class T, class G, int KP>
 ForwardKernels kernels() {
   constexpr int warps = inside_warps<T, G, KP>;
   return {decay_forward_kernel<T, G, KP, true>, decay_forward_kernel<T, G, KP, false>, 32 * (warps + STATE_WARPS),
-          warps * sizeof(Desk<T, G, KP>), Local<T, KP, STATE_WARPS>::FLOATS, SLICE};
+          warps * sizeof(Desk<T, G, KP>), State<T, G, KP>::Local::FLOATS, SLICE};
 }
 
 template <class T, class G>

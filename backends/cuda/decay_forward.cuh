@@ -210,6 +210,7 @@ struct State {
   using Desk = cuda::Desk<T, G, KP>;
   using Rows = StateRows<T, KP>;
   using Update = typename Rows::Update;
+  using Local = cuda::Local<Rows::N, 32 * STATE_WARPS>;
   static constexpr int turns = inside_warps<T, G, KP>;
   const ForwardArgs& p;
   const Task& task;
@@ -217,7 +218,7 @@ struct State {
   int warp;
 
   __device__ __forceinline__ float* local(int64_t segment) const {
-    return p.local + (blockIdx.x - task.segment + segment) * Local<T, KP, STATE_WARPS>::FLOATS;
+    return p.local + (blockIdx.x - task.segment + segment) * Local::FLOATS;
   }
   __device__ __forceinline__ void load(Update& update, const Desk& desk) const {
     update.load(desk.values, desk.sources, desk.all_f, desk.all_g, warp * 16, 0);
@@ -249,9 +250,9 @@ struct State {
   __device__ __forceinline__ void run() const {
     const int first_row = task.column + warp * 16, thread = warp * 32 + threadIdx.x % 32;
     Rows rows;
-    if (p.segments > 1) Local<T, KP, STATE_WARPS>::get(local(p.segments - 1), thread, rows);
+    if (p.segments > 1) Local::get(local(p.segments - 1), thread, rows.S);
     else rows.load(p.initial_state, task.n, task.h, first_row, 0, p.D, p.K);
-    for (int64_t s = 0; s < task.segment; ++s) Local<T, KP, STATE_WARPS>::pass(local(s), thread, rows);  // always in this order
+    for (int64_t s = 0; s < task.segment; ++s) Local::pass(local(s), thread, rows.S);  // always in this order
     int64_t number = max(task.start - 1, int64_t{0}) / p.interval;
     int64_t next = p.checkpoints ? (number + 1) * p.interval - task.start : -1;
     int turn = 0;
@@ -278,12 +279,12 @@ struct State {
   __device__ __forceinline__ void keep_initial() const {
     Rows rows;
     rows.load(p.initial_state, task.n, task.h, task.column + warp * 16, 0, p.D, p.K);
-    Local<T, KP, STATE_WARPS>().put(local(task.segment), warp * 32 + threadIdx.x % 32, rows);
+    Local().put(local(task.segment), warp * 32 + threadIdx.x % 32, rows.S);
   }
 
   __device__ __forceinline__ void run_local() const {
     Rows rows;
-    Local<T, KP, STATE_WARPS> all;
+    Local all;
     int turn = 0;
     uint32_t round = 0;
     for (int64_t first = 0; first < task.length; first += CHUNK) {
@@ -293,10 +294,10 @@ struct State {
       load(update, desk);
       desk.done.arrive();
       rows.apply(update);
-      all.multiply(update);
+      update.multiply(all.gates);
       if (++turn == turns) turn = 0, round ^= 1;
     }
-    all.put(local(task.segment), warp * 32 + threadIdx.x % 32, rows);
+    all.put(local(task.segment), warp * 32 + threadIdx.x % 32, rows.S);
   }
 };
 

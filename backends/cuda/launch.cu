@@ -44,7 +44,9 @@ Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple) 
   if (p.sequences) return {1, (p.T + multiple - 1) / multiple * multiple};
   const bool alone = p.flags & T2FW_BATCH_INVARIANT;  // as if the sequence were the only one
   const int64_t blocks = std::max<int64_t>(1, (alone ? 1 : p.B) * p.H * slices);
-  const auto rounds = [&](int64_t count) { return static_cast<double>((blocks * count + slots - 1) / slots) / static_cast<double>(count); };
+  const auto rounds = [&](int64_t count) {  // a round of whole sequences is one
+    return static_cast<double>((blocks * count + slots - 1) / slots) / static_cast<double>(count);
+  };
   int64_t wanted = 1;
   double least = rounds(1);
   for (int64_t count = 2; count <= std::min(slots, p.T / SEGMENT); ++count)

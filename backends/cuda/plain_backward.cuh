@@ -27,6 +27,7 @@ struct alignas(16) BackwardMemory {
 template <class T, class G>
 struct Backward {
   using Patch = float[4][4];  // [key][value]
+  using Local = cuda::Local<4, BACKWARD_THREADS>;
   using Side = BackwardMemory::Side;
   const BackwardArgs& p;
   const TileTask& task;
@@ -85,8 +86,6 @@ struct Backward {
     const int64_t first = int64_t{run} * BACK_RUN, left = task.sequence.length - first;
     return {task.sequence.b, task.h, task.sequence.begin + first, static_cast<int>(left < BACK_RUN ? left : BACK_RUN)};
   }
-  // Which operands of a run are needed: for its gradients, for the state behind it, for the gradient before it.
-  enum class Need { all, sources, sinks };
   // A side of a run on its way into shared memory, by half of the threads.
   struct Coming {
     static constexpr int HALF = BACKWARD_THREADS / 2;
@@ -207,9 +206,10 @@ struct Backward {
         const auto there = [&](float y, int at) { return column + j + at < columns ? y : 0.f; };
         float all = there(sum.x, 0) + there(sum.y, 1) + there(sum.z, 2) + there(sum.w, 3);
         for (int apart = fours / 2; apart; apart /= 2) all += __shfl_xor_sync(~0u, all, apart);
-        if (j || t >= c.count) continue;
-        if (sizeof(E) == 4 || parts) *const_cast<float*>(at<float>(x, c, t, 0)) = all;
-        else *const_cast<E*>(at<E>(x, c, t, 0)) = narrow<E>(all);
+        if (j == 0 && t < c.count) {
+          if (sizeof(E) == 4 || parts) *const_cast<float*>(at<float>(x, c, t, 0)) = all;
+          else *const_cast<E*>(at<E>(x, c, t, 0)) = narrow<E>(all);
+        }
       }
     }
   }
@@ -271,23 +271,13 @@ struct Backward {
     }
   }
 
-  // What a segment leaves: R from zero, and element by element its products of both gates.
-  static constexpr int LOCAL_FLOATS = 2 * SLICE * SLICE;
   __device__ __forceinline__ float* local(int segment) const {
-    return p.local + (int64_t{blockIdx.x} - task.segment + segment) * LOCAL_FLOATS + threadIdx.x;
+    return p.local + (int64_t{blockIdx.x} - task.segment + segment) * Local::FLOATS;
   }
-  __device__ __forceinline__ void pass_local(int segment, Patch& R) const {
-    const float* const from = local(segment);
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      float& r = R[i / 4][i % 4];
-      r = pass_segment(r, from[(16 + i) * BACKWARD_THREADS], from[i * BACKWARD_THREADS]);
-    }
-  }
+  // R from zero, with the products of all gates.
   __device__ __forceinline__ void run_local(int first, int last) const {
-    Patch R = {}, gates;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) gates[i / 4][i % 4] = 1.f;
+    Patch R = {};
+    Local all;
     fill_absent();
     int turn = 1;
     Coming coming;
@@ -296,14 +286,9 @@ struct Backward {
     for (int i = last - 1; i >= first; --i) {
       begin(i - 1, Need::sinks, first, coming, turn);
 #pragma unroll 2
-      for (int t = BACK_RUN - 1; t >= 0; --t) retreat_local(turn, t, R, gates);
+      for (int t = BACK_RUN - 1; t >= 0; --t) retreat_local(turn, t, R, all.gates);
     }
-    float* const to = local(task.segment);
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      to[i * BACKWARD_THREADS] = R[i / 4][i % 4];
-      to[(16 + i) * BACKWARD_THREADS] = gates[i / 4][i % 4];
-    }
+    all.put(local(task.segment), threadIdx.x, R);
   }
   __device__ __forceinline__ void retreat_local(int turn, int t, Patch& R, Patch& gates) const {
     const Side &values = memory.run[turn][0], &keys = memory.run[turn][1];
@@ -335,7 +320,7 @@ __global__ void __launch_bounds__(BACKWARD_THREADS) backward_kernel(const __grid
   if constexpr (outputs) {
     typename Work::Patch R = {};
     work.load(p.d_final_state, R);
-    for (int s = p.segments - 1; s > task.segment; --s) work.pass_local(s, R);
+    for (int s = p.segments - 1; s > task.segment; --s) Work::Local::pass(work.local(s), threadIdx.x, R);
     if (last > first) work.run(first, last, R);
     if (task.segment == 0) work.store(p.d_initial_state, R);
   } else if (task.segment > 0) {

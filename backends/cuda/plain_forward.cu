@@ -10,7 +10,7 @@ ForwardKernels kernels() {
   using Work = plain::Forward<T, G, KP>;
   static_assert(sizeof(typename Work::Memory) <= plain_shared_memory);
   return {plain::forward_kernel<T, G, KP, true>, plain::forward_kernel<T, G, KP, false>, plain::FORWARD_THREADS,
-          sizeof(typename Work::Memory), Work::LOCAL_FLOATS, Work::VALUES};
+          sizeof(typename Work::Memory), Work::Local::FLOATS, Work::VALUES};
 }
 
 template <class T, class G>

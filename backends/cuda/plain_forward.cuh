@@ -26,6 +26,7 @@ struct Forward {
     float y[2][KEY_WARPS][RUN][VALUES];  // sums over a warp's keys, of this run and the last
   };
   using Patch = float[PATCH_KEYS][4];  // [key][value]
+  using Local = cuda::Local<PATCH_KEYS, FORWARD_THREADS>;
 
   const ForwardArgs& p;
   const Task& task;
@@ -58,40 +59,19 @@ struct Forward {
     each(S, [&](float& x, int d, int j) { p.final_state.put<T>(base + d * s.d + j, x); });
   }
 
-  // What a segment leaves: the state from zero, and element by element its products of both gates.
-  static constexpr int LOCAL_FLOATS = 2 * PATCH * FORWARD_THREADS;
   __device__ __forceinline__ float* local(int64_t segment) const {
-    return p.local + (blockIdx.x - task.segment + segment) * LOCAL_FLOATS + threadIdx.x;
-  }
-  __device__ __forceinline__ static void put_local(float* to, const Patch& S, const Patch& gates) {
-#pragma unroll
-    for (int i = 0; i < PATCH; ++i) {
-      to[i * FORWARD_THREADS] = S[i / 4][i % 4];
-      to[(PATCH + i) * FORWARD_THREADS] = gates[i / 4][i % 4];
-    }
+    return p.local + (blockIdx.x - task.segment + segment) * Local::FLOATS;
   }
   __device__ __forceinline__ void enter(Patch& S) const {
-    if (p.segments > 1) {
-      const float* const kept = local(p.segments - 1);  // see keep_initial
-#pragma unroll
-      for (int i = 0; i < PATCH; ++i) S[i / 4][i % 4] = kept[i * FORWARD_THREADS];
-    } else {
-      load(S);
-    }
-    for (int s = 0; s < task.segment; ++s) {
-      const float* const from = local(s);
-#pragma unroll
-      for (int i = 0; i < PATCH; ++i) {
-        float& x = S[i / 4][i % 4];
-        x = pass_segment(x, from[(PATCH + i) * FORWARD_THREADS], from[i * FORWARD_THREADS]);
-      }
-    }
+    if (p.segments > 1) Local::get(local(p.segments - 1), threadIdx.x, S);  // see keep_initial
+    else load(S);
+    for (int s = 0; s < task.segment; ++s) Local::pass(local(s), threadIdx.x, S);
   }
   // Nobody continues from the last segment: in its place the initial state is kept, which final_state may overwrite.
   __device__ __forceinline__ void keep_initial() const {
-    Patch S = {}, gates = {};
+    Patch S = {};
     load(S);
-    put_local(local(task.segment), S, gates);
+    Local().put(local(task.segment), threadIdx.x, S);
   }
 
   // A run on its way into shared memory.
@@ -235,11 +215,9 @@ __global__ void __launch_bounds__(FORWARD_THREADS, 2) forward_kernel(const __gri
     if (task.segment + 1 == p.segments) work.store(S);
   } else {
     if (task.segment + 1 == p.segments) return work.keep_initial();
-    typename Work::Patch gates;
-#pragma unroll
-    for (int i = 0; i < PATCH; ++i) gates[i / 4][i % 4] = 1.f;
-    work.template run<false>(S, &gates);
-    Work::put_local(work.local(task.segment), S, gates);
+    typename Work::Local all;
+    work.template run<false>(S, &all.gates);
+    all.put(work.local(task.segment), threadIdx.x, S);
   }
 }
 

@@ -78,6 +78,16 @@ struct StateRows {
 #pragma unroll
       for (int n = 0; n < N; ++n) g[n] = *reinterpret_cast<const float2*>(&all_g[first_key + n * 8 + lane % 4 * 2]);
     }
+    // gates *= the chunk's
+    __device__ __forceinline__ void multiply(float (&gates)[N][4]) const {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        gates[n][0] *= f[0] * g[n].x;
+        gates[n][1] *= f[0] * g[n].y;
+        gates[n][2] *= f[1] * g[n].x;
+        gates[n][3] *= f[1] * g[n].y;
+      }
+    }
   };
 
   // S = (f (x) g) o S + values^T keys
@@ -93,49 +103,37 @@ struct StateRows {
   }
 };
 
-// An element of a state behind a segment. own: what the segment leaves of a zero; gates: its product of both. A zero stays
-// one, however far the gates overflow.
-__device__ __forceinline__ float pass_segment(float s, float gates, float own) { return s == 0.f ? own : fmaf(gates, s, own); }
-
-// A segment's state from zero and, element by element, its products of both gates (apart they may leave fp32's range where
-// together they do not): floats of a block of `warps` warps that hold a state, spread over the threads.
-template <class T, int KP, int warps>
+// What the threads of a block leave of a segment in scratch: their elements [X][4] of the state from zero and, element by
+// element, its products of both gates (apart they may leave fp32's range where together they do not).
+template <int X, int threads>
 struct Local {
-  static constexpr int N = KP / 8, NEXT = 32 * warps, FLOATS = 2 * N * 4 * NEXT;
-  float gates[N][4];
+  static constexpr int COUNT = X * 4, FLOATS = 2 * COUNT * threads;
+  float gates[X][4];
 
   __device__ __forceinline__ Local() {
 #pragma unroll
-    for (int i = 0; i < N * 4; ++i) gates[i / 4][i % 4] = 1.f;
+    for (int i = 0; i < COUNT; ++i) gates[i / 4][i % 4] = 1.f;
   }
-  __device__ __forceinline__ void multiply(const typename StateRows<T, KP>::Update& u) {
+  // thread: of those.
+  __device__ __forceinline__ void put(float* block, int thread, const float (&S)[X][4]) const {
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      gates[n][0] *= u.f[0] * u.g[n].x;
-      gates[n][1] *= u.f[0] * u.g[n].y;
-      gates[n][2] *= u.f[1] * u.g[n].x;
-      gates[n][3] *= u.f[1] * u.g[n].y;
-    }
-  }
-  // thread: of the block's warps that hold a state.
-  __device__ __forceinline__ void put(float* block, int thread, const StateRows<T, KP>& rows) const {
-#pragma unroll
-    for (int i = 0; i < N * 4; ++i) {
-      block[thread + i * NEXT] = rows.S[i / 4][i % 4];
-      block[thread + (N * 4 + i) * NEXT] = gates[i / 4][i % 4];
+    for (int i = 0; i < COUNT; ++i) {
+      block[thread + i * threads] = S[i / 4][i % 4];
+      block[thread + (COUNT + i) * threads] = gates[i / 4][i % 4];
     }
   }
   // The state that was put.
-  __device__ __forceinline__ static void get(const float* block, int thread, StateRows<T, KP>& rows) {
+  __device__ __forceinline__ static void get(const float* block, int thread, float (&S)[X][4]) {
 #pragma unroll
-    for (int i = 0; i < N * 4; ++i) rows.S[i / 4][i % 4] = block[thread + i * NEXT];
+    for (int i = 0; i < COUNT; ++i) S[i / 4][i % 4] = block[thread + i * threads];
   }
-  // Takes the state through the segment.
-  __device__ __forceinline__ static void pass(const float* block, int thread, StateRows<T, KP>& rows) {
+  // Takes the state through the segment. A zero stays one, however far the gates overflow.
+  __device__ __forceinline__ static void pass(const float* block, int thread, float (&S)[X][4]) {
 #pragma unroll
-    for (int i = 0; i < N * 4; ++i) {
-      float& s = rows.S[i / 4][i % 4];
-      s = pass_segment(s, block[thread + (N * 4 + i) * NEXT], block[thread + i * NEXT]);
+    for (int i = 0; i < COUNT; ++i) {
+      float& s = S[i / 4][i % 4];
+      const float own = block[thread + i * threads];
+      s = s == 0.f ? own : fmaf(block[thread + (COUNT + i) * threads], s, own);
     }
   }
 };

@@ -209,8 +209,7 @@ def _load(layer: DecayingFastWeights, old: Projections) -> None:
         linear.weight.copy_(rows[..., : layer.embed_dim].flatten(0, 1))
         if linear.bias is not None:
             linear.bias.copy_(rows[..., -1].flatten())
-    transposed = old.out.weight.shape == layer.out.weight.t().shape and not isinstance(old.out, nn.Linear)
-    layer.out.weight.copy_(old.out.weight.t() if transposed else old.out.weight)
+    layer.out.weight.copy_(old.out.weight if isinstance(old.out, nn.Linear) else old.out.weight.t())  # GPT-2's lies transposed
     if layer.out.bias is not None:
         layer.out.bias.copy_(old.out.bias)
 
