@@ -16,11 +16,10 @@ inline int64_t checkpoint_interval(const Problem& p) {
   return interval;
 }
 
-// Saved states, [slots][H][K][D] in fp32 (fp64 beside fp64 data): those at the starts of the 2nd, 3rd, .. segment of a
-// sequence. Row b of a batch has its first slot at b ((T - 1) / interval); packed sequence n at
-// cu_seqlens[n] / interval + n, which leaves room for all of its segments whatever the lengths are.
-inline int64_t checkpoint_slots(const Problem& p) {
-  const int64_t interval = checkpoint_interval(p);
+// Saved states, [slots][H][K][D] in fp32 (fp64 beside fp64 data): those before every interval-th token of a sequence but its
+// first. Row b of a batch has its first slot at b ((T - 1) / interval); packed sequence n at cu_seqlens[n] / interval + n,
+// which leaves room for all of its states whatever the lengths are.
+inline int64_t checkpoint_slots(const Problem& p, int64_t interval) {
   if (p.sequences) return p.T / interval + p.sequences;
   return p.T ? p.B * ((p.T - 1) / interval) : 0;
 }

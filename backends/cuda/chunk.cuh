@@ -15,22 +15,23 @@ inline constexpr int PITCH = SLICE + 8;  // of a row of 64 columns in shared mem
 __device__ constexpr int row_of(int token) { return token < CHUNK / 2 ? token : token ^ 2; }
 
 // An operand over tokens, strides in elements. width 0: absent; 1 beside a wider side: one value for all columns.
-struct Rows {
+struct alignas(16) Rows {
   const void* data;
-  int64_t b, t, h;
+  int64_t t, b, h;
   int width;
   bool whole;  // full width, every row on 16 bytes and a multiple of them: copied without passing registers
 };
 
 // Where in the operands a chunk's tokens lie.
 struct Place {
-  int64_t b, h, first;  // first: token of the batch row
-  int count;            // at most CHUNK
+  int64_t b, h;
+  int first, count;  // token of the batch row; at most CHUNK
 };
 
 template <class E>
 __device__ __forceinline__ const E* at(const Rows& x, const Place& c, int t, int column) {
-  return static_cast<const E*>(x.data) + c.b * x.b + c.h * x.h + (c.first + t) * x.t + (x.width == 1 ? 0 : column);
+  return static_cast<const E*>(x.data) + c.b * x.b + c.h * x.h + static_cast<uint32_t>(c.first + t) * x.t +
+         (x.width == 1 ? 0 : column);
 }
 
 // Whether the chunk of an operand can be brought by stage_rows.

@@ -31,8 +31,9 @@ struct alignas(16) SideDesk {
   T sinks[CHUNK][PITCH];    // x times the products of a up to the token
   T sources[CHUNK][PITCH];  // z times the products of a behind the token
   float scores[CHUNK][CHUNK];
-  uint4 pairs[32];       // the scores of different quarters' tokens, symmetric, as lanes hold a right operand
   float all[SLICE];      // products of a over the chunk
+  float half[2][SLICE];  // and over its halves
+  T gates[SLICE];        // all, as the data
   float sums[2][CHUNK];  // of a gate of one value a token: its gradient from the desk's two warps
 };
 
@@ -41,7 +42,7 @@ struct BackwardMemory {
   SideArgs side[2];            // from the head's first token on: a place is {0, 0, token, count}
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
   T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];  // [value][key]: entering a chunk, and the gradient leaving it
-  float state[SLICE][SLICE + 4];               // S as it was saved, [key][value]: before the block, between steps 2
+  T saved[SLICE][PITCH];                               // rows (SavedRow) of the state that enters the block
   float gradient[SWEEP_WARPS][SLICE / 4][32];  // R of the warps that carry it, while they do step 3
 };
 
@@ -87,38 +88,29 @@ __device__ __forceinline__ uint32_t quarter_rows(const T (&rows)[CHUNK][P], int 
   return shared_address(&rows[row_of(token)][column + lane / 8 % 2 * 8]);
 }
 
-// By a warp: SideDesk's pairs from its scores.
-template <class T>
-__device__ __forceinline__ uint4 pair_up(const float (&scores)[CHUNK][CHUNK], int lane) {
-  const int j = lane % 4, g = lane / 4;
-  uint32_t pairs[4];
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-    const int token = g / 2 * 4 + g % 2 + tile * 2;
-    const bool later = g / 2 > j;
-    const float* const from = later ? &scores[token][4 * j] : &scores[4 * j][token];
-    const int step = later ? 1 : CHUNK;
-    pairs[2 * tile] = bits(narrow<T>(float2{from[0], from[step]}));
-    pairs[2 * tile + 1] = bits(narrow<T>(float2{from[2 * step], from[3 * step]}));
-  }
-  return {pairs[0], pairs[1], pairs[2], pairs[3]};
-}
-
 // The other side's scores of a chunk as step 3 reads them.
 template <class T>
 struct Scores {
   float near[4][4];   // of the lane's quarter: [token][earlier token or the same]
-  uint32_t pairs[4];
+  uint32_t pairs[4];  // of different quarters' tokens, symmetric, as a right operand
   bool upper, odd;    // the lane's quarter in the chunk, in its half
 
   template <class Desk>
   __device__ __forceinline__ Scores(const Desk& desk, int lane) {
-    const int j = lane % 4;
+    const int j = lane % 4, g = lane / 4;
     upper = j / 2, odd = j % 2;
 #pragma unroll
     for (int t = 0; t < 4; ++t)
       *reinterpret_cast<float4*>(near[t]) = *reinterpret_cast<const float4*>(&desk.scores[4 * j + t][4 * j]);
-    *reinterpret_cast<uint4*>(pairs) = desk.pairs[lane];
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      const int token = g / 2 * 4 + g % 2 + tile * 2;
+      const bool later = g / 2 > j;
+      const float* const from = later ? &desk.scores[token][4 * j] : &desk.scores[4 * j][token];
+      const int step = later ? 1 : CHUNK;
+      pairs[2 * tile] = bits(narrow<T>(float2{from[0], from[step]}));
+      pairs[2 * tile + 1] = bits(narrow<T>(float2{from[2 * step], from[3 * step]}));
+    }
   }
   // Of pairs that are split at the chunk's middle, or at a half's (`quarters`), as their later tokens meet them or their
   // earlier ones.
@@ -137,6 +129,7 @@ struct ChunkGradients {
   using Desk = SideDesk<T, G>;
   BackwardMemory<T, G>& memory;
   int first_value, first_key;  // of the state's tile
+  bool single;                 // it is the only one
 
   __device__ __forceinline__ int first_column(bool key_side) const { return key_side ? first_key : first_value; }
 
@@ -172,10 +165,11 @@ struct ChunkGradients {
       L.add<T>(r, source);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float2 gates = *reinterpret_cast<const float2*>(&other.all[k * 16 + i / 2 * 8 + lane % 4 * 2]);
+        const int column = k * 16 + i / 2 * 8 + lane % 4 * 2;
         const P piece = *reinterpret_cast<const P*>(&s[i]);
-        if constexpr (std::is_same_v<T, __half>) s[i] = bits(narrow<T>(widen(piece) * gates));  // gates may be wider
-        else s[i] = bits(__hmul2(piece, narrow<T>(gates)));
+        if constexpr (std::is_same_v<T, __half>)  // gates may be wider
+          s[i] = bits(narrow<T>(widen(piece) * *reinterpret_cast<const float2*>(&other.all[column])));
+        else s[i] = bits(__hmul2(piece, *reinterpret_cast<const P*>(&other.gates[column])));
       }
       multiply_add<T>(low, s, r[0], r[2]);
       multiply_add<T>(high, s, r[1], r[3]);
@@ -364,7 +358,7 @@ struct ChunkGradients {
     const Desk& desk = memory.desk[number];
     const int first = second * HALF_SLICE, column = first_column(key_side) + first;
     const bool full = s.d_a.width == s.width;
-    if (full && single() && copied(s.d_z, c) && copied(s.d_a, c) && (!key_side || copied(s.d_x, c))) {  // the usual case
+    if (full && single && copied(s.d_z, c) && copied(s.d_a, c) && (!key_side || copied(s.d_x, c))) {  // the usual case
       Lines<T> x, z;
       Lines<G> a;
       x.read(desk.x, first), z.read(desk.z, first), a.read(desk.a, first);
@@ -395,17 +389,16 @@ struct ChunkGradients {
     *const_cast<G*>(at<G>(s.d_a, c, lane, 0)) = narrow<G>(sum);
   }
 
-  __device__ __forceinline__ bool single() const { return memory.side[0].tiles * memory.side[1].tiles == 1; }
   // Before what the other warp of a desk, or another tile's warps, left is read.
   __device__ __forceinline__ void meet_tiles(int number) const {
     const SideArgs& s = memory.side[number % 2];
-    if (!single()) cluster_barrier();
+    if (!single) cluster_barrier();
     else if (s.d_a.width && s.d_a.width != s.width) pair_barrier(number);
     else __syncwarp();
   }
   // Before it is overwritten.
   __device__ __forceinline__ void leave_tiles(int number) const {
-    if (!single()) cluster_barrier();
+    if (!single) cluster_barrier();
     else pair_barrier(number);
   }
   // Of the two warps at a desk.

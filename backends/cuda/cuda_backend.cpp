@@ -41,7 +41,7 @@ class CudaExecutor final : public Executor {
     if (operation == T2FW_FORWARD) return forward_.scratch_size();
     return backward_ ? backward_->scratch_size() : portable_->scratch_size(operation);
   }
-  size_t saved_size() const override { return portable_->saved_size(); }
+  size_t saved_size() const override { return forward_.saved_size(); }
   void forward(const t2fw_forward_args& args, void* stream) const override {
     const OnDevice device(p_.device_index);
     forward_(args, static_cast<cudaStream_t>(stream));
@@ -64,7 +64,8 @@ class CudaExecutor final : public Executor {
 };
 
 class CudaBackend final : public Backend {
-  static constexpr int64_t most_heads = 1 << 22;  // thread blocks of all tiles are counted in 32 bits
+  static constexpr int64_t most_heads = 1 << 22;   // thread blocks of all tiles are counted in 32 bits
+  static constexpr int64_t most_tokens = 1 << 30;  // as are tokens
 
  public:
   const char* name() const override { return "cuda"; }
@@ -80,6 +81,8 @@ class CudaBackend final : public Backend {
     if (sequence_count(p) * p.H > most_heads)
       return "there must be at most " + std::to_string(most_heads) + " heads of sequences; there are " +
              std::to_string(sequence_count(p) * p.H);
+    if (p.T > most_tokens)
+      return "T must be at most " + std::to_string(most_tokens) + " here; T is " + std::to_string(p.T);
     int memory = 0;
     cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, p.device_index);
     if (memory < cuda::plain_shared_memory)

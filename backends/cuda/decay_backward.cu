@@ -32,6 +32,8 @@ constexpr int64_t largest_cluster = 8;  // thread blocks, on every GPU that has 
 
 int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
 
+bool on_tensor_cores(const Problem& p) { return tensor_cores(p) && tiles(p.D) * tiles(p.K) <= largest_cluster; }
+
 // The gradients in the order of SumArgs: d_v, d_f, d_k, d_g, d_q; how wide they are, and of how many parts a sum.
 struct Parts {
   int64_t width[5], count[5], floats = 0;
@@ -81,9 +83,18 @@ class Launch {
 
 }  // namespace
 
+Saved saved_states(const Problem& p) {
+  const bool narrow = DecayBackward::takes(p) && on_tensor_cores(p);
+  const int64_t interval = narrow ? BLOCK : checkpoint_interval(p);
+  const int64_t states = checkpoint_slots(p, interval) * p.H;
+  const size_t row = narrow ? static_cast<size_t>(SavedRow::width(p.K)) * bytes_of(p.data_dtype)
+                            : static_cast<size_t>(p.K) * sizeof(float);
+  return {interval, narrow, static_cast<size_t>(states * p.D) * row};
+}
+
 bool DecayBackward::takes(const Problem& p) { return p.D <= largest && p.K <= largest; }
 
-DecayBackward::DecayBackward(const Problem& p) : p_(p), plain_(!tensor_cores(p) || tiles(p.D) * tiles(p.K) > largest_cluster) {
+DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)), plain_(!saved_.narrow) {
   const BackwardKernels use = choose(p, plain_);
   for (const auto kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   if (use.sum) load(reinterpret_cast<const void*>(use.sum));
@@ -91,11 +102,11 @@ DecayBackward::DecayBackward(const Problem& p) : p_(p), plain_(!tensor_cores(p) 
   const bool together = use.cluster && each > 1;
   const int64_t slots = together ? Launch(use, 1, each, nullptr).clusters(use.backward) : multiprocessors(p);
   const Segments cuts = cut(p, together ? 1 : each, slots,
-                            std::max<int64_t>(BLOCK, checkpoint_interval(p)));  // they start where a state was saved
+                            std::max<int64_t>(BLOCK, saved_.interval));  // they start where a state was saved
   segments_ = cuts.count, segment_ = cuts.tokens;
   blocks_ = sequence_count(p) * p.H * each * segments_;
   local_floats_ = segments_ > 1 ? blocks_ * static_cast<int64_t>(use.local_floats) : 0;
-  const int64_t longest = std::min(checkpoint_interval(p), p.T);
+  const int64_t longest = std::min(saved_.interval, p.T);
   kept_ = use.run ? (longest + use.run - 1) / use.run : 0;
   scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE + Parts(p, use).floats) * sizeof(float);
 }
@@ -135,9 +146,9 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       {a.d_final_state, p.d_final_state_strides, wide},
       {a.d_initial_state, p.d_initial_state_strides, wide},
       a.cu_seqlens,
-      static_cast<const float*>(a.saved),
+      a.saved,
       segments_ > 1 ? static_cast<float*>(a.scratch) : nullptr,
-      checkpoint_interval(p),
+      saved_.interval,
       p.T,
       p.H,
       segment_,

@@ -4,10 +4,11 @@
 //
 // The two sides are the same function with their arguments swapped (recurrences.md): on the value side the sources,
 // gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps, a barrier of all warps between them:
-//   1. a warp for each side of each chunk: the scores of its pairs, and its sinks and sources as the state meets them;
-//   2. eight warps take the state S through the chunks, from what forward saved; eight take its gradient R the other way.
-//      What a chunk meets of both is left in shared memory;
-//   3. two warps for each side of each chunk, for half of its columns each: chunk_gradients.cuh.
+//   1. two warps for each side of each chunk: the scores of its pairs, and its sinks and sources as the state meets them;
+//   2. eight warps take the state S through the chunks, from what forward saved before the block; eight take its gradient R
+//      the other way. What a chunk meets of both is left in shared memory;
+//   3. two warps for each side of each chunk, for half of its columns each: chunk_gradients.cuh. From here to the next block's
+//      first step a chunk's warps wait for each other alone, so that some chunks compute while others wait for memory.
 #pragma once
 
 #include "chunk_gradients.cuh"
@@ -26,9 +27,9 @@ struct HeadBackward : ChunkGradients<T, G> {
   int n, h;
   Sequence sequence;
 
-  __device__ __forceinline__ Place place(int64_t first) const {
-    const int64_t left = sequence.length - first;
-    return {0, 0, first, static_cast<int>(left < 0 ? 0 : left < CHUNK ? left : CHUNK)};
+  __device__ __forceinline__ Place place(int block, int number) const {
+    const int first = block * BLOCK + number / 2 * CHUNK;
+    return {0, 0, first, max(min(sequence.length - first, CHUNK), 0)};
   }
   // By two threads: memory.side.
   __device__ __forceinline__ void place_side(int number) const {
@@ -43,39 +44,33 @@ struct HeadBackward : ChunkGradients<T, G> {
   __device__ __forceinline__ void stage_desk(int block, Need need, int number, bool second) const {
     const SideArgs& s = memory.side[number % 2];
     Desk& desk = memory.desk[number];
-    const Place c = place(int64_t{block} * BLOCK + number / 2 * CHUNK);
+    const Place c = place(block, number);
     const int column = this->first_column(number % 2);
     if (second) {
-      if (need != Need::sinks) stage<SLICE>(desk.z, s.z, c, column, s.width, 0.f);
+      if (need == Need::all) stage<SLICE>(desk.z, s.z, c, column, s.width, 0.f);
     } else {
-      if (need != Need::sources) stage<SLICE>(desk.x, s.x, c, column, s.width, 0.f);
+      stage<SLICE>(desk.x, s.x, c, column, s.width, 0.f);
       stage<SLICE>(desk.a, s.a, c, column, s.width, 1.f);
     }
     commit_copies();
   }
 
-  // Asks for an item's operands of desk `number`, so that they are in the L2 cache when they are staged.
-  __device__ __forceinline__ void fetch(int block, Need need, int number) const {
+  // Asks for a block's operands of a desk, so that they are in the L2 cache when they are staged.
+  __device__ __forceinline__ void fetch(int block, int number, bool second) const {
     const SideArgs& s = memory.side[number % 2];
-    const Place c = place(int64_t{block} * BLOCK + number / 2 * CHUNK);
-    const int lane = threadIdx.x % 32, t = lane % CHUNK, column = this->first_column(number % 2);
+    const Place c = place(block, number);
+    const int lane = threadIdx.x % 32, t = lane % CHUNK, half = lane / CHUNK, column = this->first_column(number % 2);
     if (t >= c.count) return;
-    if (lane < CHUNK ? s.z.whole : s.x.whole && need == Need::all) fetch_line(at<T>(lane < CHUNK ? s.z : s.x, c, t, column));
-    constexpr int lines = sizeof(G) / 2;
-    if (s.a.whole && lane / CHUNK < lines) fetch_line(at<G>(s.a, c, t, column + lane / CHUNK * (SLICE / 2)));
+    if (second) {
+      if (s.a.whole && half < static_cast<int>(sizeof(G) / 2)) fetch_line(at<G>(s.a, c, t, column + half * (SLICE / 2)));
+    } else if (const Rows& x = half ? s.x : s.z; x.whole) {
+      fetch_line(at<T>(x, c, t, column));
+    }
   }
 
   // Step 1.
-  __device__ __forceinline__ void prepare(Desk& desk, Need need) const {
-    const int column = 2 * (threadIdx.x % 32);
-    if (need == Need::all) {
-      gated_scores<SLICE>(desk.x, desk.z, desk.a, desk.sinks, desk.sources, desk.all, desk.scores);
-      desk.pairs[threadIdx.x % 32] = pair_up<T>(desk.scores, threadIdx.x % 32);
-    } else {
-      const float2 all = need == Need::sources ? scale_sources(desk.z, desk.a, true, desk.sources, column)
-                                               : scale_sinks(desk.x, desk.a, desk.sinks, column);
-      *reinterpret_cast<float2*>(&desk.all[column]) = all;
-    }
+  __device__ __forceinline__ void prepare(int number, bool second) const {
+    HalfChunk<T>{second}.run(memory.desk[number], [&] { this->pair_barrier(number); });
   }
 
   // Where the state of a warp lies in its tile: of those that carry S or those that carry R.
@@ -105,14 +100,17 @@ struct HeadBackward : ChunkGradients<T, G> {
   }
 
   // Step 2 by the warps that hold S: through the chunks of a block.
-  __device__ __forceinline__ void forth(State& S, int warp, bool keep) const {
+  __device__ __forceinline__ void forth(int warp) const {
+    State S;
+    S.take(memory.saved, row_of_warp(warp), key_of_warp(warp));
+    leave(memory.S[0], S, warp);
 #pragma unroll 1
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-      const Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
+    for (int chunk = 1; chunk < CHUNKS; ++chunk) {
+      const Desk &value = memory.desk[2 * chunk - 2], &key = memory.desk[2 * chunk - 1];
       typename State::Update update;
       update.load(value.sources, key.sources, value.all, key.all, row_of_warp(warp), key_of_warp(warp));
-      if (keep) leave(memory.S[chunk], S, warp);
       S.apply(update);
+      leave(memory.S[chunk], S, warp);
     }
   }
   // By those that hold R: backward through them.
@@ -128,46 +126,30 @@ struct HeadBackward : ChunkGradients<T, G> {
     }
   }
 
-  // Every warp brings its part of the state before block `block`, which starts where one was saved.
+  // Every warp brings its part of the state before block `block`.
   __device__ __forceinline__ void stage_state(int block, int warp) const {
     const int D = memory.side[0].width, K = memory.side[1].width, lane = threadIdx.x % 32;
     if (block == 0) {
       State S;
       if (warp >= SWEEP_WARPS) return;
       S.load(p.initial_state, n, h, first_value + row_of_warp(warp), first_key + key_of_warp(warp), D, K);
-      S.each(row_of_warp(warp), key_of_warp(warp), [&](float& s, int d, int key) { memory.state[key][d] = s; });
+      S.pieces(row_of_warp(warp), key_of_warp(warp), [&](uint4 piece, int d, int at) {
+        *reinterpret_cast<uint4*>(&memory.saved[d][at]) = piece;
+      });
       return;
     }
-    const int64_t slot = sequence.checkpoint + (int64_t{block} * BLOCK >> (__ffsll(p.interval) - 1)) - 1;
-    const float* const saved = p.checkpoints + (slot * p.H + h) * K * D + int64_t{first_key} * D + first_value;
-    constexpr int pieces = SLICE / 4, rows = 32 / pieces;
-    const int d = lane % pieces * 4, values = D - first_value;
-    for (int key = warp * rows + lane / pieces; key < min(SLICE, K - first_key); key += BACKWARD_WARPS * rows) {
-      if (D % 4 == 0) {
-        if (d < values) copy_async(&memory.state[key][d], saved + int64_t{key} * D + d);
-      } else {
-        for (int i = d; i < d + 4 && i < values; ++i) memory.state[key][i] = saved[int64_t{key} * D + i];
-      }
-    }
+    const int width = static_cast<int>(SavedRow::width(K));
+    constexpr int pieces = SLICE / SavedRow::PIECE, rows = 32 / pieces;
+    const int d = warp * rows + lane / pieces, at = lane % pieces * SavedRow::PIECE;
+    if (first_value + d >= D || first_key + at >= width) return;
+    const int64_t number = (sequence.checkpoint + block - 1) * p.H + h;
+    copy_async(&memory.saved[d][at], static_cast<const T*>(p.checkpoints) + (number * D + first_value + d) * width + first_key + at);
   }
 
-  // What is taken after an item: blocks from the last to the first, before each those since the last saved state.
-  struct Item {
-    int block, goal;  // goal: the block whose gradients are next; an earlier one only takes the state there
-    __device__ __forceinline__ Need need() const { return block == goal ? Need::all : Need::sources; }
-  };
-  __device__ __forceinline__ Item towards(int goal) const {
-    const int apart = static_cast<int>(p.interval / BLOCK);  // blocks between saved states
-    return {apart > 1 ? goal & -apart : goal, goal};
-  }
-  __device__ __forceinline__ Item after(const Item& i) const {
-    return i.block == i.goal ? towards(i.goal - 1) : Item{i.block + 1, i.goal};
-  }
-
-  // A warp's part of a desk's operands, and for a new goal of the state.
-  __device__ __forceinline__ void stage_item(const Item& item, int warp) const {
-    if (item.block == towards(item.goal).block) stage_state(item.block, warp);
-    stage_desk(item.block, item.need(), warp / 2, warp % 2);
+  // A warp's part of a block's operands and of the state before it.
+  __device__ __forceinline__ void stage_block(int block, int warp) const {
+    stage_state(block, warp);
+    stage_desk(block, Need::all, warp / 2, warp % 2);
   }
 
   __device__ __forceinline__ void init() const {
@@ -176,23 +158,16 @@ struct HeadBackward : ChunkGradients<T, G> {
     if (warp >= DESKS) return;
     Desk& desk = memory.desk[warp];
     fill<PITCH>(desk.x, 0.f), fill<PITCH>(desk.z, 0.f), fill<SLICE>(desk.a, 1.f);
-    for (int i = threadIdx.x; i < SLICE * (SLICE + 4); i += 32 * DESKS) (&memory.state[0][0])[i] = 0;
+    for (int i = threadIdx.x; i < SLICE * PITCH; i += 32 * DESKS) (&memory.saved[0][0])[i] = narrow<T>(0.f);
     __syncwarp();
   }
 
   // Step 2.
-  __device__ __forceinline__ void sweep(Need need, int warp) const {
-    State state;
-    if (warp < SWEEP_WARPS) {
-      const auto staged = [&](const auto& body) { state.each(row_of_warp(warp), key_of_warp(warp), body); };
-      staged([&](float& s, int d, int key) { s = memory.state[key][d]; });
-      forth(state, warp, need == Need::all);
-      if (need == Need::sources) staged([&](float& s, int d, int key) { memory.state[key][d] = s; });
-    } else if (need == Need::all) {
-      state = parked(warp);
-      back(state, warp, true, nullptr);
-      park(state, warp);
-    }
+  __device__ __forceinline__ void sweep(int warp) const {
+    if (warp < SWEEP_WARPS) return forth(warp);
+    State R = parked(warp);
+    back(R, warp, true, nullptr);
+    park(R, warp);
   }
 
   // Blocks first .. last - 1. What R's warps have parked is the gradient of the state behind them, and then before them.
@@ -200,26 +175,26 @@ struct HeadBackward : ChunkGradients<T, G> {
     const int warp = threadIdx.x / 32, number = warp / 2;
     init();
     __syncthreads();
-    Item item = towards(last - 1);
-    stage_item(item, warp);
-    while (item.goal >= first) {
-      const Item next = after(item);
+    stage_block(last - 1, warp);
+    for (int block = last - 1; block >= first; --block) {
       wait_all_copies();
+      chunk_barrier(number);
+      prepare(number, warp % 2);
       __syncthreads();
-      if (warp < DESKS) prepare(memory.desk[warp], item.need());
-      else if (next.goal >= first) fetch(next.block, next.need(), warp - DESKS);
+      sweep(warp);
       __syncthreads();
-      sweep(item.need(), warp);
-      __syncthreads();
-      if (item.need() == Need::all) {
-        this->gradients(number, warp % 2);
-        this->meet_tiles(number);
-        this->write_desk(number, warp % 2, place(int64_t{item.block} * BLOCK + number / 2 * CHUNK));
-        this->leave_tiles(number);
-      }
-      if (next.goal >= first) stage_item(next, warp);
-      item = next;
+      if (block > first) fetch(block - 1, number, warp % 2);
+      this->gradients(number, warp % 2);
+      this->meet_tiles(number);
+      this->write_desk(number, warp % 2, place(block, number));
+      this->leave_tiles(number);
+      if (block > first) stage_block(block - 1, warp);
     }
+  }
+
+  // Of the warps of both sides of a chunk: what they brought is there, and none needs the last block's sinks and sources.
+  __device__ __forceinline__ static void chunk_barrier(int number) {
+    asm volatile("bar.sync %0, 128;" ::"r"(DESKS + 1 + number / 2) : "memory");
   }
 
   // R from zero, with the products of all gates.
@@ -231,7 +206,11 @@ struct HeadBackward : ChunkGradients<T, G> {
       stage_desk(block, Need::sinks, warp / 2, warp % 2);
       wait_all_copies();
       __syncthreads();
-      if (warp < DESKS) prepare(memory.desk[warp], Need::sinks);
+      if (warp < DESKS) {
+        Desk& desk = memory.desk[warp];
+        const int column = 2 * (threadIdx.x % 32);
+        *reinterpret_cast<float2*>(&desk.all[column]) = scale_sinks(desk.x, desk.a, desk.sinks, column);
+      }
       __syncthreads();
       if (warp >= SWEEP_WARPS) back(R, warp, false, &local);
     }
@@ -244,11 +223,12 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   // blockIdx.y: the tile, and the rank in the cluster
   const int64_t block = (int64_t{blockIdx.x} / p.segments * gridDim.y + blockIdx.y) * p.segments + blockIdx.x % p.segments;
   const auto [segment, value, key, n, h, sequence] = TileTask::of(p, block);
-  const HeadBackward<T, G> kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory), value, key}, p, n, h, sequence};
+  const HeadBackward<T, G> kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory), value, key,
+                                      p.side[0].tiles * p.side[1].tiles == 1}, p, n, h, sequence};
   using Kernel = HeadBackward<T, G>;
   const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS;
   const int d = value + Kernel::row_of_warp(warp), k = key + Kernel::key_of_warp(warp);
-  const int blocks = static_cast<int>((sequence.length + BLOCK - 1) / BLOCK), each = static_cast<int>(p.segment / BLOCK);
+  const int blocks = (sequence.length + BLOCK - 1) / BLOCK, each = static_cast<int>(p.segment / BLOCK);
   const int first = segment * each, last = segment + 1 < p.segments && blocks > first + each ? first + each : blocks;
   const auto local_of = [&](int s) { return p.local + (block - segment + s) * Kernel::Local::FLOATS; };
   const bool holds_R = warp >= SWEEP_WARPS;

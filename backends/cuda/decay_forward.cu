@@ -1,6 +1,5 @@
 #include "decay_forward.cuh"
 
-#include "core/checkpoints.hpp"
 #include "kernels.hpp"
 #include "launch.hpp"
 
@@ -31,7 +30,8 @@ ForwardKernels choose(const Problem& p, bool plain) {
 
 }  // namespace
 
-DecayForward::DecayForward(const Problem& p) : p_(p), plain_(!tensor_cores(p) || p.K > largest_key) {
+DecayForward::DecayForward(const Problem& p)
+    : p_(p), saved_(saved_states(p)), plain_(!tensor_cores(p) || p.K > largest_key) {
   const ForwardKernels use = choose(p, plain_);
   for (const auto kernel : {use.forward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   const int64_t slices = (p.D + use.slice - 1) / use.slice;
@@ -53,9 +53,10 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
                          {a.initial_state, p.initial_state_strides, p.state_dtype == T2FW_FP32},
                          {a.final_state, p.final_state_strides, p.state_dtype == T2FW_FP32},
                          a.cu_seqlens,
-                         static_cast<float*>(a.saved),
+                         a.saved,
+                         saved_.narrow,
                          segments_ > 1 ? static_cast<float*>(a.scratch) : nullptr,
-                         checkpoint_interval(p),
+                         saved_.interval,
                          p.T,
                          p.H,
                          segment_,

@@ -40,12 +40,6 @@ struct alignas(16) Desk {
   float all_f[SLICE], all_g[KP];  // products over the chunk
 };
 
-// Chunks under way at once: two warps a scheduler beside its state warp, with up to 168 registers a thread, if an SM's
-// memory has room for their desks. Three have the room for 16-bit gates, but with 128 registers they are slower (203 for
-// 180 us at 8,4096,16,64,64).
-template <class T, class G, int KP>
-inline constexpr int inside_warps = std::min<int>(8, (shared_memory - 256) / sizeof(Desk<T, G, KP>));
-
 // The operands from a segment's first token on, so that a chunk's place is {0, 0, token, count}.
 struct SegmentRows {
   Rows v, f, q, k, g, y;
@@ -60,6 +54,12 @@ struct SegmentRows {
   }
 };
 
+// Chunks under way at once: two warps a scheduler beside its state warp, with up to 168 registers a thread, if an SM's
+// memory has room for their desks. Three have the room for 16-bit gates, but with 128 registers they are slower (203 for
+// 180 us at 8,4096,16,64,64).
+template <class T, class G, int KP>
+inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(SegmentRows)) / sizeof(Desk<T, G, KP>));
+
 // An inside warp. outputs: y is wanted; else only what the state needs.
 template <class T, class G, int KP, bool outputs>
 struct Inside {
@@ -70,11 +70,9 @@ struct Inside {
   const SegmentRows& rows;
   Desk<T, G, KP>& desk;
 
-  __device__ __forceinline__ Place place(int64_t first) const {
-    return {0, 0, first, static_cast<int>(task.length - first < CHUNK ? task.length - first : CHUNK)};
-  }
+  __device__ __forceinline__ Place place(int first) const { return {0, 0, first, min(task.length - first, CHUNK)}; }
 
-  __device__ __forceinline__ void stage_keys(int64_t first) const {
+  __device__ __forceinline__ void stage_keys(int first) const {
     if (first < task.length) {
       const Place c = place(first);
       if constexpr (outputs) stage<KP>(desk.q, rows.q, c, 0, p.K, 0.f);
@@ -83,7 +81,7 @@ struct Inside {
     }
     commit_copies();
   }
-  __device__ __forceinline__ void stage_values(int64_t first) const {
+  __device__ __forceinline__ void stage_values(int first) const {
     if (first < task.length) {
       const Place c = place(first);
       stage<SLICE>(desk.v, rows.v, c, task.column, p.D, 0.f);
@@ -149,7 +147,7 @@ struct Inside {
     *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = all;
   }
 
-  __device__ __forceinline__ void store_output(int64_t first, const float2 (&y)[CHUNK], const float2 (&before)[CHUNK]) const {
+  __device__ __forceinline__ void store_output(int first, const float2 (&y)[CHUNK], const float2 (&before)[CHUNK]) const {
     const int lane = threadIdx.x % 32, c = task.column + 2 * lane;
     const Place chunk = place(first);
     const int64_t next = rows.y.t;
@@ -177,7 +175,7 @@ struct Inside {
     stage_keys(warp * CHUNK);
     stage_values(warp * CHUNK);
     uint32_t round = 0;
-    for (int64_t first = static_cast<int64_t>(warp) * CHUNK; first < task.length; first += stride) {
+    for (int first = warp * CHUNK; first < task.length; first += stride) {
       float2 y[CHUNK], before[CHUNK];
       wait_copies();
       if constexpr (outputs) {
@@ -247,21 +245,34 @@ struct State {
     }
   }
 
+  __device__ __forceinline__ void save(Rows& rows, int64_t number) const {
+    const int first_row = task.column + warp * 16, width = static_cast<int>(SavedRow::width(p.K));
+    if (p.narrow) {
+      T* const saved = static_cast<T*>(p.checkpoints) + number * p.D * width;
+      rows.pieces(first_row, 0, [&](uint4 piece, int d, int at) {
+        if (d < p.D && at < width) *reinterpret_cast<uint4*>(&saved[d * width + at]) = piece;
+      });
+    } else {
+      float* const saved = static_cast<float*>(p.checkpoints) + number * p.D * p.K;
+      rows.each(first_row, 0, p.D, p.K, [&](float& s, int d, int key) { saved[int64_t{key} * p.D + d] = s; });
+    }
+  }
+
   __device__ __forceinline__ void run() const {
     const int first_row = task.column + warp * 16, thread = warp * 32 + threadIdx.x % 32;
     Rows rows;
     if (p.segments > 1) Local::get(local(p.segments - 1), thread, rows.S);
     else rows.load(p.initial_state, task.n, task.h, first_row, 0, p.D, p.K);
-    for (int64_t s = 0; s < task.segment; ++s) Local::pass(local(s), thread, rows.S);  // always in this order
-    int64_t number = max(task.start - 1, int64_t{0}) / p.interval;
-    int64_t next = p.checkpoints ? (number + 1) * p.interval - task.start : -1;
+    for (int s = 0; s < task.segment; ++s) Local::pass(local(s), thread, rows.S);  // always in this order
+    const int interval = static_cast<int>(p.interval);
+    int64_t number = max(task.start - 1, 0) / interval;
+    int next = p.checkpoints ? (static_cast<int>(number) + 1) * interval - task.start : -1;
     int turn = 0;
     uint32_t round = 0;
-    for (int64_t first = 0; first < task.length; first += CHUNK) {
+    for (int first = 0; first < task.length; first += CHUNK) {
       if (first == next) {
-        float* const saved = p.checkpoints + ((task.checkpoint + number++) * p.H + task.h) * p.K * p.D;
-        rows.each(first_row, 0, p.D, p.K, [&](float& s, int d, int key) { saved[static_cast<int64_t>(key) * p.D + d] = s; });
-        next += p.interval;
+        save(rows, (task.checkpoint + number++) * p.H + task.h);
+        next += interval;
       }
       Desk& desk = desks[turn];
       Update update;
@@ -287,7 +298,7 @@ struct State {
     Local all;
     int turn = 0;
     uint32_t round = 0;
-    for (int64_t first = 0; first < task.length; first += CHUNK) {
+    for (int first = 0; first < task.length; first += CHUNK) {
       Desk& desk = desks[turn];
       Update update;
       desk.full.wait(round);
@@ -314,7 +325,6 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G, KP> + STATE_WARPS), 1
     return;
   }
   __shared__ SegmentRows rows;
-  static_assert(sizeof rows <= 256);  // beside the desks: inside_warps
   if (threadIdx.x == 32 * inside) rows.place<T, G>(p, task);
   if (threadIdx.x < inside) {
     desks[threadIdx.x].full.init(1);

@@ -11,7 +11,8 @@ struct ForwardArgs {
   Rows v, f, q, k, g, y;
   StateOperand initial_state, final_state;
   const int64_t* cu_seqlens;
-  float* checkpoints;  // [slots][H][K][D] before every interval-th token, or NULL
+  void* checkpoints;   // `Saved` by forward, or NULL
+  bool narrow;
   float* local;        // what `local` leaves of every segment; NULL if a sequence is one segment
   int64_t interval, T, H, segment;  // tokens between saved states, and in a segment: multiples of CHUNK
   int D, K, segments, sequences;    // sequences: of a packed batch, else 0
@@ -33,9 +34,9 @@ ForwardKernels plain_forward(const Problem& p);
 
 // One segment of one head, and the slice that a thread block takes of it.
 struct Task {
-  int64_t n, b, h, begin, length;  // n: sequence; begin: its segment's first token in batch row b
-  int64_t start, checkpoint;       // tokens of the sequence before the segment; slot of the sequence's first saved state
-  int column, segment;             // of the slice; number of the segment
+  int64_t n, b, h, checkpoint;  // n: sequence; checkpoint: slot of its first saved state
+  int begin, length, start;     // the segment's first token in batch row b; tokens of the sequence before it
+  int column, segment;          // of the slice; number of the segment
 
   __device__ static Task of(const ForwardArgs& p, int64_t block, int slice) {
     const int slices = (p.D + slice - 1) / slice;
@@ -47,15 +48,15 @@ struct Task {
     const Sequence sequence = sequence_at(p, t.n);
     t.b = sequence.b;
     t.checkpoint = sequence.checkpoint;
-    t.start = t.segment * p.segment;
+    t.start = static_cast<int>(t.segment * p.segment);
     t.begin = sequence.begin + t.start;
-    const int64_t left = sequence.length - t.start;
-    t.length = left < 0 ? 0 : t.segment + 1 < p.segments && left > p.segment ? p.segment : left;
+    const int left = sequence.length - t.start, most = static_cast<int>(p.segment);
+    t.length = left < 0 ? 0 : t.segment + 1 < p.segments && left > most ? most : left;
     return t;
   }
   // At most `tokens` of them.
-  __device__ __forceinline__ Place place(int64_t first, int tokens) const {
-    return {b, h, begin + first, static_cast<int>(length - first < tokens ? length - first : tokens)};
+  __device__ __forceinline__ Place place(int first, int tokens) const {
+    return {b, h, begin + first, min(length - first, tokens)};
   }
 };
 

@@ -11,15 +11,26 @@ namespace t2fw::cuda {
 inline constexpr int64_t largest_key = 128, largest_plain_key = 256;
 inline constexpr int shared_memory = 227 * 1024, plain_shared_memory = 99 * 1024;
 
+// The states that forward saves for backward, before every interval-th token of a sequence (core/checkpoints.hpp). narrow:
+// for tensor cores, which take them as operands: [slots][H][D] rows (SavedRow) as the data; else [slots][H][K][D] in fp32.
+struct Saved {
+  int64_t interval;
+  bool narrow;
+  size_t bytes;
+};
+Saved saved_states(const Problem& p);
+
 // decay forward of one plan.
 class DecayForward {
  public:
   explicit DecayForward(const Problem& p);
   size_t scratch_size() const { return scratch_; }
+  size_t saved_size() const { return saved_.bytes; }
   void operator()(const t2fw_forward_args& a, cudaStream_t stream) const;
 
  private:
   Problem p_;
+  Saved saved_;
   bool plain_;
   int64_t segments_, segment_, blocks_;  // segments of a sequence, their tokens; thread blocks
   size_t scratch_;
@@ -35,6 +46,7 @@ class DecayBackward {
 
  private:
   Problem p_;
+  Saved saved_;
   bool plain_;
   int64_t segments_, segment_, blocks_;
   int64_t local_floats_, kept_;  // in scratch: of all segments' local states; states that a block keeps

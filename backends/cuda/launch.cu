@@ -31,7 +31,7 @@ void load(const void* kernel) {
 Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, const t2fw_token_strides& s) {
   const int64_t each = 16 / static_cast<int64_t>(bytes_of(dtype));
   const bool aligned = s.b % each == 0 && s.t % each == 0 && s.h % each == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
-  return {data, s.b, s.t, s.h, data ? static_cast<int>(width) : 0, data && width == columns && width % each == 0 && aligned};
+  return {data, s.t, s.b, s.h, data ? static_cast<int>(width) : 0, data && width == columns && width % each == 0 && aligned};
 }
 
 int multiprocessors(const Problem& p) {

@@ -63,7 +63,7 @@ struct Backward {
     if (!run) return load(p.initial_state, S);
     const int64_t slot = task.sequence.checkpoint + int64_t{run} * BACK_RUN / p.interval - 1;
     const int64_t D = p.side[0].width, K = p.side[1].width;
-    const float* const from = p.checkpoints + (slot * p.H + task.h) * K * D;
+    const float* const from = static_cast<const float*>(p.checkpoints) + (slot * p.H + task.h) * K * D;
     each(S, [&](float& s, int d, int j) { s = from[j * D + d]; });
   }
 
@@ -83,8 +83,8 @@ struct Backward {
   }
 
   __device__ __forceinline__ Place place(int run) const {
-    const int64_t first = int64_t{run} * BACK_RUN, left = task.sequence.length - first;
-    return {task.sequence.b, task.h, task.sequence.begin + first, static_cast<int>(left < BACK_RUN ? left : BACK_RUN)};
+    const int first = run * BACK_RUN;
+    return {task.sequence.b, task.h, task.sequence.begin + first, min(task.sequence.length - first, BACK_RUN)};
   }
   // A side of a run on its way into shared memory, by half of the threads.
   struct Coming {
@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(BACKWARD_THREADS) backward_kernel(const __grid
   const TileTask task = TileTask::of(p, blockIdx.x);
   using Work = Backward<T, G>;
   const Work work{p, task, *reinterpret_cast<BackwardMemory*>(memory)};
-  const int runs = static_cast<int>((task.sequence.length + BACK_RUN - 1) / BACK_RUN);
+  const int runs = (task.sequence.length + BACK_RUN - 1) / BACK_RUN;
   const int each = static_cast<int>(p.segment / BACK_RUN), first = task.segment * each;
   const int last = task.segment + 1 < p.segments && runs > first + each ? first + each : runs;
   if constexpr (outputs) {

@@ -37,26 +37,26 @@ struct Forward {
   __device__ __forceinline__ static int value() { return threadIdx.x / 32 / KEY_WARPS * WARP_VALUES + lane_value(); }
   __device__ __forceinline__ static int key(int i) { return (key_warp() * 2 + i / 4) * WARP_KEYS + lane_key() + i % 4; }
 
-  // body(element, d, key) for those of the patch that are inside [D][K].
+  // body(element, d, key) for those of the patch that are inside [D][keys].
   template <class Body>
-  __device__ __forceinline__ void each(Patch& S, const Body& body) const {
+  __device__ __forceinline__ void each(Patch& S, int64_t keys, const Body& body) const {
 #pragma unroll
     for (int i = 0; i < PATCH; ++i) {
       const int d = task.column + value() + i % 4, j = key(i / 4);
-      if (d < p.D && j < p.K) body(S[i / 4][i % 4], d, j);
+      if (d < p.D && j < keys) body(S[i / 4][i % 4], d, j);
     }
   }
   __device__ __forceinline__ void load(Patch& S) const {
     if (!p.initial_state.data) return;
     const t2fw_state_strides& s = p.initial_state.strides;
     const int64_t base = task.n * s.b + task.h * s.h;
-    each(S, [&](float& x, int d, int j) { x = p.initial_state.get<T>(base + d * s.d + j); });
+    each(S, p.K, [&](float& x, int d, int j) { x = p.initial_state.get<T>(base + d * s.d + j); });
   }
   __device__ __forceinline__ void store(Patch& S) const {
     if (!p.final_state.data) return;
     const t2fw_state_strides& s = p.final_state.strides;
     const int64_t base = task.n * s.b + task.h * s.h;
-    each(S, [&](float& x, int d, int j) { p.final_state.put<T>(base + d * s.d + j, x); });
+    each(S, p.K, [&](float& x, int d, int j) { p.final_state.put<T>(base + d * s.d + j, x); });
   }
 
   __device__ __forceinline__ float* local(int64_t segment) const {
@@ -82,7 +82,7 @@ struct Forward {
     Staging<T, FORWARD_THREADS, RUN, KP> q, k;
     Staging<G, FORWARD_THREADS, RUN, KP> g;
 
-    __device__ __forceinline__ void start(const Forward& at, int64_t first, int turn) {
+    __device__ __forceinline__ void start(const Forward& at, int first, int turn) {
       if (first < at.task.length) {
         const ForwardArgs& p = at.p;
         const Place c = at.task.place(first, RUN);
@@ -154,7 +154,7 @@ struct Forward {
     sum_over_lanes<8, 4, 1>(y);
     to[(RUN - 2) * VALUES] = y[0];
   }
-  __device__ __forceinline__ void put_output(int64_t first, int turn) const {
+  __device__ __forceinline__ void put_output(int first, int turn) const {
     const Place c = task.place(first, RUN);
 #pragma unroll
     for (int i = threadIdx.x; i < RUN * VALUES / 4; i += FORWARD_THREADS) {
@@ -168,8 +168,11 @@ struct Forward {
   }
 
   __device__ __forceinline__ void save(Patch& S, int64_t number) const {
-    float* const to = p.checkpoints + ((task.checkpoint + number) * p.H + task.h) * p.K * p.D;
-    each(S, [&](float& x, int d, int j) { to[static_cast<int64_t>(j) * p.D + d] = x; });
+    const int64_t state = (task.checkpoint + number) * p.H + task.h, width = p.narrow ? SavedRow::width(p.K) : p.K;
+    each(S, width, [&](float& x, int d, int j) {
+      if (p.narrow) static_cast<T*>(p.checkpoints)[(state * p.D + d) * width + SavedRow::place(j)] = narrow<T>(x);
+      else static_cast<float*>(p.checkpoints)[(state * p.K + j) * p.D + d] = x;
+    });
   }
 
   template <bool outputs>
@@ -180,16 +183,17 @@ struct Forward {
     }
     Coming<outputs> coming;
     coming.start(*this, 0, 0);
-    int64_t number = max(task.start - 1, int64_t{0}) / p.interval;
-    int64_t next = p.checkpoints ? (number + 1) * p.interval - task.start : -1;
+    const int interval = static_cast<int>(p.interval);
+    int64_t number = max(task.start - 1, 0) / interval;
+    int next = p.checkpoints ? (static_cast<int>(number) + 1) * interval - task.start : -1;
     int turn = 0;
-    for (int64_t first = 0; first < task.length; first += RUN, turn ^= 1) {
+    for (int first = 0; first < task.length; first += RUN, turn ^= 1) {
       coming.finish(*this, turn);
       __syncthreads();
       coming.start(*this, first + RUN, turn ^ 1);
       if constexpr (outputs) {
         if (first) put_output(first - RUN, turn ^ 1);
-        if (first == next) save(S, number++), next += p.interval;
+        if (first == next) save(S, number++), next += interval;
         output(S, turn);
       } else {
 #pragma unroll 2

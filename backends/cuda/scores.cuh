@@ -101,6 +101,99 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
   __syncwarp();
 }
 
+// The same by two warps, of eight tokens each (`upper`: the later ones).
+template <class T>
+struct HalfChunk {
+  using Two = typename Pair<T>::type;
+  static constexpr int HALF = CHUNK / 2;
+  bool upper;
+
+  // Where a lane finds its row of four 8x8 matrices of 32 columns of eight tokens; sinks: their second and third change places.
+  template <int P>
+  __device__ __forceinline__ static uint32_t eight_rows(const T (&rows)[CHUNK][P], bool upper, bool sinks) {
+    const int lane = threadIdx.x % 32, part = lane / 8;
+    return shared_address(&rows[row_of((upper ? HALF : 0) + lane % 8)][(sinks ? part / 2 + part % 2 * 2 : part) * 8]);
+  }
+  // Sums over the columns of eight sinks with eight sources: that of lane / 4 with lane % 4 * 2 + e. A left operand's second
+  // eight rows are the first's next 16 columns, so that it comes as it lies.
+  __device__ __forceinline__ static float2 products(uint32_t sinks, uint32_t sources) {
+    float first[4] = {}, second[4] = {};
+#pragma unroll
+    for (int i = 0; i < SLICE / 32; ++i) {
+      uint32_t x[4], z[4];
+      load_matrices(x, sinks + i * 32 * sizeof(T));
+      load_matrices(z, sources + i * 32 * sizeof(T));
+      multiply_add<T>(first, x, z[0], z[1]);
+      multiply_add<T>(second, x, z[2], z[3]);
+    }
+    return {first[0] + second[2], first[1] + second[3]};
+  }
+
+  // From a desk's x, z, a: its sinks, which first hold the levels, sources, scores and products of a. meet: a barrier of both
+  // warps.
+  template <class Desk, class Meet>
+  __device__ __forceinline__ void run(Desk& desk, const Meet& meet) const {
+    using TwoG = typename Pair<std::remove_reference_t<decltype(desk.a[0][0])>>::type;
+    const int lane = threadIdx.x % 32, c = 2 * lane, g = lane / 4, j = lane % 4 * 2, base = upper ? HALF : 0;
+    // row_of, of which the halves differ: two tokens' places are swapped with the next two's
+    const auto row = [&](auto& of, int t) -> auto* {
+      const int swap = upper ? 2 : 0;
+      return &of[t & 2 ? base - swap : base + swap][c + t * static_cast<int>(sizeof of[0] / sizeof of[0][0])];
+    };
+    float near[2] = {};
+    const auto keep = [&](int level, float2 sum) {
+      if (Triangle::split_here(level, 0)) near[0] += sum.x;
+      if (Triangle::split_here(level, 1)) near[1] += sum.y;
+    };
+    const auto put = [&](auto& to, int t, float2 x) { *reinterpret_cast<Two*>(row(to, t)) = narrow<T>(x); };
+    keep(-1, products(eight_rows(desk.x, upper, true), eight_rows(desk.z, upper, false)));
+    float2 x[HALF], z[HALF], all[HALF];  // all: at a group's first token the product of its gates
+#pragma unroll
+    for (int t = 0; t < HALF; ++t) {
+      all[t] = widen(*reinterpret_cast<const TwoG*>(row(desk.a, t)));
+      x[t] = widen(*reinterpret_cast<const Two*>(row(desk.x, t))) * all[t];
+      z[t] = widen(*reinterpret_cast<const Two*>(row(desk.z, t)));
+    }
+    const uint32_t sinks = eight_rows(desk.sinks, upper, true), sources = eight_rows(desk.sinks, upper, false);
+#pragma unroll
+    for (int level = 0; level < 3; ++level) {
+      const int l = 1 << level;
+      __syncwarp();
+#pragma unroll
+      for (int t = 0; t < HALF; ++t) put(desk.sinks, t, t & l ? x[t] : z[t]);
+      __syncwarp();
+      keep(level, products(sinks, sources));
+#pragma unroll
+      for (int t = 0; t < HALF; ++t) {
+        const int first = t / (2 * l) * 2 * l;
+        if (t & l) x[t] = x[t] * all[first];
+        else z[t] = z[t] * all[first + l];
+      }
+#pragma unroll
+      for (int first = 0; first < HALF; first += 2 * l) all[first] = all[first] * all[first + l];
+    }
+    __syncwarp();
+#pragma unroll
+    for (int t = 0; t < HALF; ++t) put(desk.sinks, t, upper ? x[t] : z[t]);
+    *reinterpret_cast<float2*>(&desk.half[upper][c]) = all[0];
+    *reinterpret_cast<float2*>(&desk.scores[base + g][base + j]) = {near[0], near[1]};
+    meet();
+    const float2 other = *reinterpret_cast<const float2*>(&desk.half[!upper][c]), one{1.f, 1.f};
+    const float2 before = upper ? other : one, behind = upper ? one : other;
+#pragma unroll
+    for (int t = 0; t < HALF; ++t) put(desk.sources, t, z[t] * behind);
+    if (upper) {
+      *reinterpret_cast<float2*>(&desk.all[c]) = all[0] * other;
+      *reinterpret_cast<Two*>(&desk.gates[c]) = narrow<T>(all[0] * other);
+    } else {
+      *reinterpret_cast<float2*>(&desk.scores[HALF + g][j]) = products(eight_rows(desk.sinks, true, true), sources);
+    }
+    meet();
+#pragma unroll
+    for (int t = 0; t < HALF; ++t) put(desk.sinks, t, x[t] * before);
+  }
+};
+
 // The sources alone, of one column pair; returns the products over the chunk.
 template <class T, class G, int W, int WA, int WO>
 __device__ __forceinline__ float2 scale_sources(const T (&z)[CHUNK][W], const G (&a)[CHUNK][WA], bool gated,

@@ -24,6 +24,15 @@ struct StateOperand {
   }
 };
 
+// A row of a state that forward saves for tensor cores: its keys by groups of 32, zeros behind the last, and those of a group
+// in the order in which the lanes of StateRows hold them, so that each writes 16 bytes: keys 8 n + 2 j and the next,
+// n = 0 .. 3, are piece j.
+struct SavedRow {
+  static constexpr int GROUP = 32, PIECE = 8;
+  __host__ __device__ static constexpr int64_t width(int64_t K) { return (K + GROUP - 1) / GROUP * GROUP; }
+  __device__ static constexpr int place(int key) { return key / GROUP * GROUP + key % 8 / 2 * PIECE + key % GROUP / 8 * 2 + key % 2; }
+};
+
 template <class T, int KP>
 struct StateRows {
   static constexpr int N = KP / 8;
@@ -56,6 +65,34 @@ struct StateRows {
     if (!x.data) return;
     const int64_t base = b * x.strides.b + h * x.strides.h;
     each(first, first_key, D, K, [&](float& s, int d, int key) { x.put<T>(base + d * x.strides.d + key, s); });
+  }
+
+  // body(piece, d, at) for every piece of a row as SavedRow has it; first_key: a multiple of its groups.
+  template <class Body>
+  __device__ __forceinline__ void pieces(int first, int first_key, const Body& body) const {
+    const int lane = threadIdx.x % 32, d = first + lane / 4, at = first_key + lane % 4 * SavedRow::PIECE;
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      const auto two = [&](int n) {
+        const float* const s = S[i / 2 * 4 + n] + i % 2 * 2;
+        return bits(narrow<T>(float2{s[0], s[1]}));
+      };
+      body(uint4{two(0), two(1), two(2), two(3)}, d + i % 2 * 8, at + i / 2 * SavedRow::GROUP);
+    }
+  }
+  // From rows of such pieces.
+  template <int P>
+  __device__ __forceinline__ void take(const T (&rows)[SLICE][P], int first, int first_key) {
+    const int lane = threadIdx.x % 32, d = first + lane / 4, at = first_key + lane % 4 * SavedRow::PIECE;
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      const auto piece = *reinterpret_cast<const uint4*>(&rows[d + i % 2 * 8][at + i / 2 * SavedRow::GROUP]);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const float2 two = widen(reinterpret_cast<const typename Pair<T>::type*>(&piece)[n]);
+        S[i / 2 * 4 + n][i % 2 * 2] = two.x, S[i / 2 * 4 + n][i % 2 * 2 + 1] = two.y;
+      }
+    }
   }
 
   // What a chunk does to the state, in registers: the shared memory is free as soon as they are loaded.

@@ -176,7 +176,7 @@ Spread decay_forward_spread(const Problem& p) {
 template <class Space, class Real>
 Sizes decay_forward_sizes(const Problem& p) {
   return {decay_forward_spread<Space, Real>(p).scratch(),
-          static_cast<size_t>(checkpoint_slots(p) * p.H * p.D * p.K) * sizeof(Real)};
+          static_cast<size_t>(checkpoint_slots(p, checkpoint_interval(p)) * p.H * p.D * p.K) * sizeof(Real)};
 }
 
 template <class Space, class Real>
