@@ -118,10 +118,11 @@ def test_step(change, error, message, library):
 
 def test_device():
     class Numpy(_numpy.Numpy):
-        device = staticmethod(lambda a: (1, 0) if a is X["q"] else (2, 1))
+        key = staticmethod(lambda a: (a is X["q"], _numpy.Numpy.key(a)))
+        layout = staticmethod(lambda key: _numpy.Numpy.layout(key[1])._replace(device=(1, 0) if key[0] else (2, 1)))
 
     with raises(V, "q is on cpu:0; expected cuda:1, as v"):
-        _core.problem(Numpy, "decay", *(X[n] for n in "vfqkg"))
+        _core.problem(Numpy, "decay", [*(X[n] for n in "vfqkg"), None, None, None], None)
 
 
 @pytest.mark.parametrize("name", [*"vfqkg", "initial_state", "cu_seqlens"])

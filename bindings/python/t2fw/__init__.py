@@ -113,27 +113,19 @@ def _arrays(**named: Any) -> Any:
 
 def _parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, backend):  # type: ignore[no-untyped-def]
     arrays = _arrays(v=v, f=f, q=q, k=k, g=g, initial_state=initial_state, cu_seqlens=cu_seqlens)
-    return _core.forward(_core.problem(Numpy, rule, *arrays, backend), save=False)[:2]
+    return _core.forward(Numpy, rule, arrays, backend, save=False)[:2]
 
 
 def _step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type: ignore[no-untyped-def]
     if state is None:
         raise TypeError("state is None; expected an array")
     in_place = out_state is state
-    v, f, q, k, g, state, slot_indices, out_state = _arrays(
-        v=v, f=f, q=q, k=k, g=g, state=state, slot_indices=slot_indices, out_state=out_state)
+    *arrays, out = _arrays(v=v, f=f, q=q, k=k, g=g, state=state, slot_indices=slot_indices, out_state=out_state)
     if in_place:
-        out_state = state
-    tokens = [a if a is None or a.ndim != 3 else a[:, None] for a in (v, f, q, k, g)]
-    for name, a, t in zip("vfqkg", (v, f, q, k, g), tokens):
-        if a is not None and t is a:
-            raise ValueError(f"{name} has shape {list(a.shape)}; expected [B,H,{'D' if name in 'vf' else 'K'}]")
-    p = _core.problem(Numpy, rule, *tokens, state, None, backend, slot_indices is not None, step=True)
-    if out_state is None:
-        out_state = Numpy.empty(p.state_shape, p.state, v)
-        if slot_indices is not None:
-            out_state[...] = state
-    return _core.step(p, slot_indices, out_state)[:, 0], out_state
+        out = arrays[5]
+    elif out is None:
+        out = Numpy.like(arrays[5]) if slot_indices is None else Numpy.copy(arrays[5])
+    return _core.step(Numpy, rule, (*arrays, out), backend), out
 
 
 if sys.modules.get("torch") is not None:  # else at the first call with a tensor
