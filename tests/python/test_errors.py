@@ -118,7 +118,7 @@ def test_step(change, error, message, library):
 
 def test_device():
     class Numpy(_numpy.Numpy):
-        key = staticmethod(lambda a: (a is X["q"], _numpy.Numpy.key(a)))
+        keys = staticmethod(lambda arrays: [(a is X["q"], *_numpy.Numpy.keys([a])) if a is not None else a for a in arrays])
         layout = staticmethod(lambda key: _numpy.Numpy.layout(key[1])._replace(device=(1, 0) if key[0] else (2, 1)))
 
     with raises(V, "q is on cpu:0; expected cuda:1, as v"):

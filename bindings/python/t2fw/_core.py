@@ -173,16 +173,7 @@ def problem(lib: Any, rule: str, arrays: Sequence[Any], backend: Optional[str]) 
     """Of arrays in the order of the keys of `_checked`; absent ones are None. Errors: those of the package."""
     if backend is not None and not isinstance(backend, str):
         raise TypeError(f"backend is a {type(backend).__name__}; expected a string or None")
-    key = lib.key
-    return _checked(lib, rule, backend, *[None if a is None else key(a) for a in arrays])
-
-
-def _run(lib: Any, method: Any, arrays: Sequence[Any], number: int, scratch_size: int) -> None:
-    """Executes `method` of a plan: arrays as the method takes them, but for the scratch at their end."""
-    scratch = lib.bytes(scratch_size, arrays[0])
-    address = lib.address
-    addresses = tuple([None if a is None else address(a) for a in arrays] + [address(scratch)])
-    lib.run(method, (addresses, number, scratch_size), arrays[0])
+    return _checked(lib, rule, backend, *lib.keys(arrays))
 
 
 def forward(lib: Any, rule: str, arrays: Sequence[Any], backend: Optional[str], save: bool) -> Tuple[Any, Any, Any]:
@@ -192,20 +183,21 @@ def forward(lib: Any, rule: str, arrays: Sequence[Any], backend: Optional[str], 
     y, final_state = lib.like(v), lib.empty(p.state_shape, p.state, v)
     size = plan.saved_size if save else 0
     saved = lib.bytes(size, v) if save else None
-    _run(lib, plan.forward, (*p.inputs(arrays), y, final_state, saved), size, plan.scratch_size(FORWARD))
+    scratch_size = plan.scratch_size(FORWARD)
+    lib.run(plan.forward, (*p.inputs(arrays), y, final_state, saved, lib.bytes(scratch_size, v)), size, scratch_size)
     return y, final_state, saved
 
 
 @functools.lru_cache(maxsize=1024)
 def _backward_plan(p: Problem, d_y: Any, d_final_state: Any) -> Tuple[_t2fw.Plan, bool, bool]:
     """For two keys -> the plan, and which of the two have to be copied."""
-    others = {"d_y": p.lib.layout(d_y)}
-    if d_final_state is not None:
-        others["d_final_state"] = p.lib.layout(d_final_state)
-    plan = p.plan_for(others)
+    given = {"d_y": d_y, "d_final_state": d_final_state}
+    layouts = {name: p.lib.layout(key) for name, key in given.items() if key is not None}
+    plan = p.plan_for(layouts)
+    copied = [name in layouts and not layouts[name].rows for name in given]
     if (plan.backend, plan.saved_size) != (p.plan.backend, p.plan.saved_size):  # saved is in the layout of p.plan
-        return p.plan, True, True
-    return plan, not others["d_y"].rows, d_final_state is not None and not others["d_final_state"].rows
+        plan, copied = p.plan, [name in layouts for name in given]
+    return plan, copied[0], copied[1]
 
 
 def backward(
@@ -213,20 +205,20 @@ def backward(
 ) -> List[Any]:
     """Of the arrays of `forward` -> the gradients of OPERANDS, None for absent ones."""
     p = problem(lib, rule, (*arrays, None), backend)
-    plan, copy_d_y, copy_d_final = _backward_plan(p, lib.key(d_y), None if d_final_state is None else lib.key(d_final_state))
-    if copy_d_y:
-        d_y = lib.copy(d_y)
-    if copy_d_final and d_final_state is not None:
-        d_final_state = lib.copy(d_final_state)
+    plan, *copied = _backward_plan(p, *lib.keys((d_y, d_final_state)))
+    d_y, d_final_state = (lib.copy(a) if copy else a for a, copy in zip((d_y, d_final_state), copied))
     d = [None if a is None else lib.like(a) for a in arrays[:6]]
-    _run(lib, plan.backward, (*p.inputs(arrays), saved, d_y, d_final_state, *d), len(saved), plan.scratch_size(BACKWARD))
+    scratch_size = plan.scratch_size(BACKWARD)
+    scratch = lib.bytes(scratch_size, arrays[0])
+    lib.run(plan.backward, (*p.inputs(arrays), saved, d_y, d_final_state, *d, scratch), len(saved), scratch_size)
     return d
 
 
 def step(lib: Any, rule: str, arrays: Sequence[Any], backend: Optional[str]) -> Any:
     """Of v, f, q, k, g, state, slot_indices, out_state, which is written -> y"""
     p = problem(lib, rule, arrays, backend)
-    y = lib.like(arrays[0])
+    plan, v = p.plan, arrays[0]
+    y, scratch_size = lib.like(v), plan.scratch_size(STEP)
     slots = 0 if arrays[6] is None else p.state_shape[0]
-    _run(lib, p.plan.step, (*p.inputs(arrays[:7]), arrays[7], y), slots, p.plan.scratch_size(STEP))
+    lib.run(plan.step, (*p.inputs(arrays[:7]), arrays[7], y, lib.bytes(scratch_size, v)), slots, scratch_size)
     return y

@@ -1,5 +1,5 @@
 """The array library of `_core` for NumPy."""
-from typing import Any, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 
@@ -9,9 +9,9 @@ from ._core import Layout
 
 class Numpy:
     @staticmethod
-    def key(a: Any) -> Any:
-        """All that `layout` depends on, quickly; hashable."""
-        return a.shape, a.strides, a.dtype, a.flags.aligned
+    def keys(arrays: Sequence[Any]) -> List[Any]:
+        """Of each array what `layout` takes, quickly; hashable. Of None it is None."""
+        return [None if a is None else (a.shape, a.strides, a.dtype, a.flags.aligned) for a in arrays]
 
     @staticmethod
     def layout(key: Any) -> Layout:
@@ -22,13 +22,9 @@ class Numpy:
         return Layout(shape, tuple(s // size for s in strides), dtype.name, (1, 0), rows)
 
     @staticmethod
-    def address(a: Any) -> int:
-        return a.ctypes.data
-
-    @staticmethod
-    def run(method: Any, arguments: Tuple[Any, ...], like: Any) -> None:
-        """method(*arguments, stream) on the device of `like`."""
-        method(*arguments, 0)
+    def run(method: Any, arrays: Sequence[Any], *numbers: int) -> None:
+        """method(addresses of the arrays, *numbers, stream) on the first array's device."""
+        method(tuple([None if a is None else a.ctypes.data for a in arrays]), *numbers, 0)
 
     @staticmethod
     def copy(a: Any) -> Any:

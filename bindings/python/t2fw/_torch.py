@@ -1,6 +1,6 @@
 """The library for PyTorch: the array library of `_core`, and the custom operators t2fw::*."""
 import contextlib
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.
 
 class Torch:
     @staticmethod
-    def key(a: Tensor) -> Any:
-        return a.shape, a.stride(), a.dtype, a.device, a.is_neg()
+    def keys(arrays: Sequence[Optional[Tensor]]) -> List[Any]:
+        return [None if a is None else (a.shape, a.stride(), a.dtype, a.device, a.is_neg()) for a in arrays]
 
     @staticmethod
     def layout(key: Any) -> _core.Layout:
@@ -25,17 +25,14 @@ class Torch:
         return _core.Layout(tuple(shape), strides, str(dtype).removeprefix("torch."), (kind, device.index or 0), rows)
 
     @staticmethod
-    def address(a: Tensor) -> int:
-        return a.data_ptr()
-
-    @staticmethod
-    def run(method: Any, arguments: Tuple[Any, ...], like: Tensor) -> None:
-        if like.is_cpu:
-            method(*arguments, 0)
+    def run(method: Any, arrays: Sequence[Optional[Tensor]], *numbers: int) -> None:
+        addresses, v = tuple([None if a is None else a.data_ptr() for a in arrays]), arrays[0]
+        if v.is_cpu:
+            method(addresses, *numbers, 0)
             return
-        index = like.get_device()
+        index = v.get_device()
         with contextlib.nullcontext() if torch.cuda.current_device() == index else torch.cuda.device(index):
-            method(*arguments, torch._C._cuda_getCurrentRawStream(index))
+            method(addresses, *numbers, torch._C._cuda_getCurrentRawStream(index))
 
     @staticmethod
     def copy(a: Tensor) -> Tensor:
