@@ -67,7 +67,7 @@ t2fw_state_strides *state_strides(t2fw_descriptor &d, const std::string &name) {
 class Plan {
  public:
   Plan(int rule, int data_dtype, int gate_dtype, int state_dtype, int f, int g, int device, int32_t device_index,
-       std::optional<std::string> backend, std::array<int64_t, 5> sizes, int64_t sequences,
+       std::optional<std::string> backend, uint32_t flags, std::array<int64_t, 5> sizes, int64_t sequences,
        const std::vector<std::pair<std::string, Strides>> &strides) {
     const auto [B, T, H, D, K] = sizes;
     t2fw_descriptor d;
@@ -85,6 +85,7 @@ class Plan {
     d.device = static_cast<t2fw_device>(device);
     d.device_index = device_index;
     d.backend = backend ? backend->c_str() : nullptr;
+    d.flags = flags;
     d.sequences = sequences;
     for (const auto &[name, s] : strides) {
       if (auto *token = token_strides(d, name)) {
@@ -171,11 +172,11 @@ PYBIND11_MODULE(_t2fw, m) {
   m.def("version", [] { return t2fw_version(); });
   m.attr("ALIGNMENT") = T2FW_ALIGNMENT;
   py::class_<Plan>(m, "Plan")
-      .def(py::init<int, int, int, int, int, int, int, int32_t, std::optional<std::string>, std::array<int64_t, 5>,
-                    int64_t, const std::vector<std::pair<std::string, Strides>> &>(),
+      .def(py::init<int, int, int, int, int, int, int, int32_t, std::optional<std::string>, uint32_t,
+                    std::array<int64_t, 5>, int64_t, const std::vector<std::pair<std::string, Strides>> &>(),
            py::arg("rule"), py::arg("data_dtype"), py::arg("gate_dtype"), py::arg("state_dtype"), py::arg("f"),
-           py::arg("g"), py::arg("device"), py::arg("device_index"), py::arg("backend"), py::arg("sizes"),
-           py::arg("sequences"), py::arg("strides"))
+           py::arg("g"), py::arg("device"), py::arg("device_index"), py::arg("backend"), py::arg("flags"),
+           py::arg("sizes"), py::arg("sequences"), py::arg("strides"))
       .def_property_readonly("backend", [](const Plan &p) { return std::string(t2fw_plan_backend(p.get())); })
       .def_property_readonly("explain", [](const Plan &p) { return std::string(t2fw_plan_explain(p.get())); })
       .def_property_readonly("saved_size", [](const Plan &p) { return t2fw_plan_saved_size(p.get()); })

@@ -40,6 +40,7 @@ PARALLEL = [
     (dict(g=ones((2, 3, 2, 5), "i4")), V, f"g has dtype int32; expected {WIDE}"),
     (dict(backend="nonesuch"), V, 't2fw_plan_create: backend is "nonesuch"; expected NULL or one of this build...'),
     (dict(backend=3), TypeError, "backend is a int; expected a string or None"),
+    (dict(batch_invariant=1), TypeError, "batch_invariant is a int; expected a bool"),
     (dict(cu_seqlens=np.array([0, 3])), V, "B is 2 with cu_seqlens; expected 1"),
 ]
 PACKED = [
@@ -122,7 +123,7 @@ def test_device():
         layout = staticmethod(lambda key: _numpy.Numpy.layout(key[1])._replace(device=(1, 0) if key[0] else (2, 1)))
 
     with raises(V, "q is on cpu:0; expected cuda:1, as v"):
-        _core.problem(Numpy, "decay", [*(X[n] for n in "vfqkg"), None, None, None], None)
+        _core.problem(Numpy, "decay", [*(X[n] for n in "vfqkg"), None, None, None], (None, False))
 
 
 @pytest.mark.parametrize("name", [*"vfqkg", "initial_state", "cu_seqlens"])

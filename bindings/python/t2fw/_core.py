@@ -13,7 +13,9 @@ DEVICES = {1: "cpu", 2: "cuda", 3: "hip"}
 DTYPES = {"float64": 1, "float32": 2, "float16": 3, "bfloat16": 4}
 FORWARD, BACKWARD, STEP = 1, 2, 3
 OPERANDS = ("v", "f", "q", "k", "g", "initial_state")
+BATCH_INVARIANT = 1
 Sizes = Tuple[Optional[int], ...]  # None is any size
+Options = Tuple[Optional[str], bool]  # backend, batch_invariant
 
 
 class Layout(NamedTuple):
@@ -43,14 +45,14 @@ class Problem:
     gate: str
     state: str
     state_shape: Tuple[int, ...]
-    backend: Optional[str]
+    options: Options
 
     @functools.cached_property
     def plan(self) -> _t2fw.Plan:
         return self.plan_for({})
 
     def plan_for(self, others: Dict[str, Layout]) -> _t2fw.Plan:
-        """The plan; `others` are further operands. One that is not contiguous is named by its strides."""
+        """The plan; `others` are further operands. What is copied first is contiguous, as the C library assumes."""
         kinds = [
             0 if x not in self.layouts else 1 if self.layouts[x].shape[-1] == 1 and width != 1 else 2
             for x, width in (("f", self.sizes[3]), ("g", self.sizes[4]))
@@ -59,10 +61,10 @@ class Problem:
         for name, a in {**self.layouts, **others}.items():
             if a.rows:  # the one dimension that a step's operands lack is the token's
                 strides.append((name, a.strides[:3] if len(a.shape) == 4 else (a.strides[0], 0, a.strides[1])))
-        device, index = self.layouts["v"].device
+        (device, index), (backend, invariant) = self.layouts["v"].device, self.options
         return _t2fw.Plan(
             RULES[self.rule], DTYPES[self.data], DTYPES[self.gate], DTYPES[self.state], kinds[0], kinds[1],
-            device, index, self.backend, self.sizes, self.sequences, strides,
+            device, index, backend, BATCH_INVARIANT if invariant else 0, self.sizes, self.sequences, strides,
         )
 
     @functools.cached_property
@@ -144,7 +146,7 @@ def _check_out_state(a: Layout, state: Layout, v: Layout) -> None:
 
 
 @functools.lru_cache(maxsize=1024)  # safe across threads
-def _checked(lib: Any, rule: str, backend: Optional[str], *keys: Any) -> Problem:
+def _checked(lib: Any, rule: str, options: Options, *keys: Any) -> Problem:
     """keys: those of OPERANDS, of cu_seqlens or a step's slot_indices, and of out_state, which only a step has."""
     *layouts, indices, out_state = (None if key is None else lib.layout(key) for key in keys)
     x = {name: a for name, a in zip(OPERANDS, layouts) if a is not None}
@@ -166,19 +168,22 @@ def _checked(lib: Any, rule: str, backend: Optional[str], *keys: Any) -> Problem
             x["final_state"] = out_state
     if step and indices is not None:
         _check_slot_indices(indices, v)
-    return Problem(lib, rule, x, (B, T, H, D, K), sequences, data, gate, state_dtype, state_shape, backend)
+    return Problem(lib, rule, x, (B, T, H, D, K), sequences, data, gate, state_dtype, state_shape, options)
 
 
-def problem(lib: Any, rule: str, arrays: Sequence[Any], backend: Optional[str]) -> Problem:
+def problem(lib: Any, rule: str, arrays: Sequence[Any], options: Options) -> Problem:
     """Of arrays in the order of the keys of `_checked`; absent ones are None. Errors: those of the package."""
+    backend, invariant = options
     if backend is not None and not isinstance(backend, str):
         raise TypeError(f"backend is a {type(backend).__name__}; expected a string or None")
-    return _checked(lib, rule, backend, *lib.keys(arrays))
+    if not isinstance(invariant, bool):
+        raise TypeError(f"batch_invariant is a {type(invariant).__name__}; expected a bool")
+    return _checked(lib, rule, options, *lib.keys(arrays))
 
 
-def forward(lib: Any, rule: str, arrays: Sequence[Any], backend: Optional[str], save: bool) -> Tuple[Any, Any, Any]:
+def forward(lib: Any, rule: str, arrays: Sequence[Any], options: Options, save: bool) -> Tuple[Any, Any, Any]:
     """Of v, f, q, k, g, initial_state, cu_seqlens -> y, final_state, saved, None unless `save`"""
-    p = problem(lib, rule, (*arrays, None), backend)
+    p = problem(lib, rule, (*arrays, None), options)
     plan, v = p.plan, arrays[0]
     y, final_state = lib.like(v), lib.empty(p.state_shape, p.state, v)
     size = plan.saved_size if save else 0
@@ -201,10 +206,10 @@ def _backward_plan(p: Problem, d_y: Any, d_final_state: Any) -> Tuple[_t2fw.Plan
 
 
 def backward(
-    lib: Any, rule: str, arrays: Sequence[Any], backend: Optional[str], saved: Any, d_y: Any, d_final_state: Any
+    lib: Any, rule: str, arrays: Sequence[Any], options: Options, saved: Any, d_y: Any, d_final_state: Any
 ) -> List[Any]:
     """Of the arrays of `forward` -> the gradients of OPERANDS, None for absent ones."""
-    p = problem(lib, rule, (*arrays, None), backend)
+    p = problem(lib, rule, (*arrays, None), options)
     plan, *copied = _backward_plan(p, *lib.keys((d_y, d_final_state)))
     d_y, d_final_state = (lib.copy(a) if copy else a for a, copy in zip((d_y, d_final_state), copied))
     d = [None if a is None else lib.like(a) for a in arrays[:6]]
@@ -214,9 +219,9 @@ def backward(
     return d
 
 
-def step(lib: Any, rule: str, arrays: Sequence[Any], backend: Optional[str]) -> Any:
+def step(lib: Any, rule: str, arrays: Sequence[Any], options: Options) -> Any:
     """Of v, f, q, k, g, state, slot_indices, out_state, which is written -> y"""
-    p = problem(lib, rule, arrays, backend)
+    p = problem(lib, rule, arrays, options)
     plan, v = p.plan, arrays[0]
     y, scratch_size = lib.like(v), plan.scratch_size(STEP)
     slots = 0 if arrays[6] is None else p.state_shape[0]

@@ -19,6 +19,7 @@ class Plan:
         device: int,
         device_index: int,
         backend: Optional[str],
+        flags: int,
         sizes: Tuple[int, int, int, int, int],
         sequences: int,
         strides: Sequence[Tuple[str, Tuple[int, int, int]]],

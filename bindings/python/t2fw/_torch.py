@@ -25,7 +25,7 @@ class Torch:
         return _core.Layout(tuple(shape), strides, str(dtype).removeprefix("torch."), (kind, device.index or 0), rows)
 
     @staticmethod
-    def run(method: Any, arrays: Sequence[Optional[Tensor]], *numbers: int) -> None:
+    def run(method: Any, arrays: Sequence[Any], *numbers: int) -> None:
         addresses, v = tuple([None if a is None else a.data_ptr() for a in arrays]), arrays[0]
         if v.is_cpu:
             method(addresses, *numbers, 0)
@@ -55,6 +55,7 @@ class Torch:
         return torch.empty_like(a, memory_format=torch.contiguous_format)
 
 
+_OPTIONS = "str? backend, bool batch_invariant"
 _INPUTS = {"decay": ("v", "f", "q", "k", "g"), "delta": ("q", "k", "v")}
 
 
@@ -85,30 +86,31 @@ def _define(rule: str) -> None:
 
     # t2fw::decay, t2fw::delta
     def forward(*args: Any) -> Tuple[Tensor, Tensor, Tensor]:
-        tokens, (state, cu_seqlens, save, backend) = _named(rule, args)
-        y, final_state, saved = _core.forward(Torch, rule, (*tokens, state, cu_seqlens), backend, save)
+        tokens, (state, cu_seqlens, save, *options) = _named(rule, args)
+        y, final_state, saved = _core.forward(Torch, rule, (*tokens, state, cu_seqlens), tuple(options), save)
         return y, final_state, saved if save else Torch.bytes(0, y)
 
     def forward_fake(*args: Any) -> Tuple[Tensor, Tensor, Tensor]:
-        tokens, (state, cu_seqlens, save, backend) = _named(rule, args)
+        tokens, (state, cu_seqlens, save, *options) = _named(rule, args)
         v, arrays = tokens[0], (*tokens, state, cu_seqlens)
         size: Any = 0
         if save:
             if any(isinstance(n, torch.SymInt) for a in arrays if a is not None for n in (*a.shape, *a.stride())):
                 size = torch.library.get_ctx().new_dynamic_size()
             else:
-                size = _core.problem(Torch, rule, (*arrays, None), backend).plan.saved_size
+                size = _core.problem(Torch, rule, (*arrays, None), tuple(options)).plan.saved_size
         return Torch.like(v), _final_state(v, tokens[3], state, cu_seqlens), v.new_empty(size, dtype=torch.uint8)
 
     op = torch.library.custom_op(
         f"t2fw::{rule}", forward, mutates_args=(),
-        schema=_schema(rule, "Tensor? initial_state, Tensor? cu_seqlens, bool save, str? backend", "(Tensor, Tensor, Tensor)"))
+        schema=_schema(rule, "Tensor? initial_state, Tensor? cu_seqlens, bool save, " + _OPTIONS,
+                       "(Tensor, Tensor, Tensor)"))
     op.register_fake(forward_fake)
 
     # t2fw::decay_backward, t2fw::delta_backward: the gradients in the order of the inputs, then initial_state's, if given
     def backward(*args: Any) -> List[Tensor]:
-        tokens, (state, cu_seqlens, saved, d_y, d_final_state, backend) = _named(rule, args)
-        d = _core.backward(Torch, rule, (*tokens, state, cu_seqlens), backend, saved, d_y, d_final_state)
+        tokens, (state, cu_seqlens, saved, d_y, d_final_state, *options) = _named(rule, args)
+        d = _core.backward(Torch, rule, (*tokens, state, cu_seqlens), tuple(options), saved, d_y, d_final_state)
         named = dict(zip(_core.OPERANDS, d))
         return [named[n] for n in (*names, "initial_state") if named[n] is not None]
 
@@ -118,11 +120,12 @@ def _define(rule: str) -> None:
     backward_op = torch.library.custom_op(
         f"t2fw::{rule}_backward", backward, mutates_args=(),
         schema=_schema(rule, "Tensor? initial_state, Tensor? cu_seqlens, Tensor saved, Tensor d_y, Tensor? d_final_state, "
-                             "str? backend", "Tensor[]"))
+                       + _OPTIONS, "Tensor[]"))
     backward_op.register_fake(backward_fake)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
-        *arrays, ctx.rule_save, ctx.backend = inputs
+        *arrays, ctx.rule_save, backend, invariant = inputs
+        ctx.options = backend, invariant
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arrays, output[2])
 
@@ -132,8 +135,8 @@ def _define(rule: str) -> None:
         *tokens, state, cu_seqlens, saved = ctx.saved_tensors
         if d_y is None:
             d_y = torch.zeros_like(tokens[names.index("v")])
-        each = iter(backward_op(*tokens, state, cu_seqlens, saved, d_y, d_final_state, ctx.backend))
-        return (*(None if a is None else next(each) for a in (*tokens, state)), None, None, None)
+        each = iter(backward_op(*tokens, state, cu_seqlens, saved, d_y, d_final_state, *ctx.options))
+        return (*(None if a is None else next(each) for a in (*tokens, state)), None, None, None, None)
 
     op.register_autograd(differentiate, setup_context=setup)
 
@@ -141,7 +144,7 @@ def _define(rule: str) -> None:
     def step(*args: Any) -> Tuple[Tensor, Tensor]:
         tokens, (state, slots, backend) = _named(rule, args)
         out = _fresh_state(state, slots)
-        return _core.step(Torch, rule, (*tokens, state, slots, out), backend), out
+        return _core.step(Torch, rule, (*tokens, state, slots, out), (backend, False)), out
 
     def step_fake(*args: Any) -> Tuple[Tensor, Tensor]:
         tokens, (state, *_) = _named(rule, args)
@@ -165,8 +168,8 @@ def _define(rule: str) -> None:
             rows = state.index_select(0, index)
             d_rows = torch.where(used[:, None, None, None], d_new.index_select(0, index), 0)
             d_y = torch.where(used[:, None, None], d_y, 0)
-        _, _, saved = op(*tokens, rows, None, True, ctx.backend)
-        *d, d_state = backward_op(*tokens, rows, None, saved, d_y.unsqueeze(1), d_rows, ctx.backend)
+        _, _, saved = op(*tokens, rows, None, True, ctx.backend, False)
+        *d, d_state = backward_op(*tokens, rows, None, saved, d_y.unsqueeze(1), d_rows, ctx.backend, False)
         if slots is not None:  # one more row takes what passed-over rows would write
             pool = torch.cat([d_new, torch.zeros_like(d_new[:1])])
             d_state = pool.index_copy(0, torch.where(used, index, state.shape[0]), d_state)[:-1]
@@ -178,11 +181,11 @@ def _define(rule: str) -> None:
     # t2fw::*_step_ works in place, t2fw::*_step_out writes another tensor
     def step_in_place(*args: Any) -> Tensor:
         tokens, (state, slots, backend) = _named(rule, args)
-        return _core.step(Torch, rule, (*tokens, state, slots, state), backend)
+        return _core.step(Torch, rule, (*tokens, state, slots, state), (backend, False))
 
     def step_out(*args: Any) -> Tensor:
         tokens, (state, out_state, slots, backend) = _named(rule, args)
-        return _core.step(Torch, rule, (*tokens, state, slots, out_state), backend)
+        return _core.step(Torch, rule, (*tokens, state, slots, out_state), (backend, False))
 
     for name, function, mutated, rest in (
         ("step_", step_in_place, "state", "Tensor(a!) state"),
@@ -236,9 +239,9 @@ class _Parallel(torch.autograd.Function):
     """What t2fw::decay and t2fw::delta do, in one layer: those of an operator's in Python take longer than many kernels."""
 
     @staticmethod
-    def forward(ctx: Any, rule: str, backend: Optional[str], *arrays: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
-        y, final_state, saved = _core.forward(Torch, rule, arrays, backend, True)
-        ctx.rule, ctx.backend = rule, backend
+    def forward(ctx: Any, rule: str, options: _core.Options, *arrays: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+        y, final_state, saved = _core.forward(Torch, rule, arrays, options, True)
+        ctx.rule, ctx.options = rule, options
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arrays, saved)
         return y, final_state
@@ -252,14 +255,14 @@ def _gradients(ctx: Any, d_y: Optional[Tensor], d_final_state: Optional[Tensor])
     *arrays, saved = ctx.saved_tensors
     if d_y is None:
         d_y = torch.zeros_like(arrays[0])
-    return (None, None, *_core.backward(Torch, ctx.rule, arrays, ctx.backend, saved, d_y, d_final_state), None)
+    return (None, None, *_core.backward(Torch, ctx.rule, arrays, ctx.options, saved, d_y, d_final_state), None)
 
 
 # Takes a while, and is needed only where somebody keeps the graph of a gradient.
 _once_differentiable = torch.autograd.function.once_differentiable(_gradients)
 
 
-def parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, backend):  # type: ignore[no-untyped-def]
+def parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, options):  # type: ignore[no-untyped-def]
     v, f, q, k, g = _cast(v, f, q, k, g)
     for name, a in (("initial_state", initial_state), ("cu_seqlens", cu_seqlens)):
         if a is not None and not isinstance(a, Tensor):
@@ -267,11 +270,11 @@ def parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, backend):  # type: 
     arrays = (v, f, q, k, g, initial_state, cu_seqlens)
     save = _differentiable(*arrays)
     if _plain(*arrays):
-        return _Parallel.apply(rule, backend, *arrays) if save else _core.forward(Torch, rule, arrays, backend, False)[:2]
+        return _Parallel.apply(rule, options, *arrays) if save else _core.forward(Torch, rule, arrays, options, False)[:2]
     if rule == "decay":
-        y, final_state, _ = torch.ops.t2fw.decay(*arrays, save, backend)
+        y, final_state, _ = torch.ops.t2fw.decay(*arrays, save, *options)
     else:
-        y, final_state, _ = torch.ops.t2fw.delta(q, k, v, initial_state, cu_seqlens, save, backend)
+        y, final_state, _ = torch.ops.t2fw.delta(q, k, v, initial_state, cu_seqlens, save, *options)
     return y, final_state
 
 
@@ -285,7 +288,7 @@ def step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type:
         raise ValueError("out_state cannot be given where a gradient is wanted; leave it out or use torch.no_grad()")
     if not save and _plain(v, f, q, k, g, state, slot_indices, out_state):
         out = _fresh_state(state, slot_indices) if out_state is None else out_state
-        y = _core.step(Torch, rule, (v, f, q, k, g, state, slot_indices, out), backend)
+        y = _core.step(Torch, rule, (v, f, q, k, g, state, slot_indices, out), (backend, False))
         if out_state is not None:
             torch.autograd.graph.increment_version(out)
         return y, out
