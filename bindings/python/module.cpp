@@ -67,7 +67,7 @@ t2fw_state_strides *state_strides(t2fw_descriptor &d, const std::string &name) {
 class Plan {
  public:
   Plan(int rule, int data_dtype, int gate_dtype, int state_dtype, int f, int g, int device, int32_t device_index,
-       std::optional<std::string> backend, std::array<int64_t, 5> sizes, int64_t sequences,
+       std::optional<std::string> backend, uint32_t flags, std::array<int64_t, 5> sizes, int64_t sequences,
        const std::vector<std::pair<std::string, Strides>> &strides) {
     const auto [B, T, H, D, K] = sizes;
     t2fw_descriptor d;
@@ -85,6 +85,7 @@ class Plan {
     d.device = static_cast<t2fw_device>(device);
     d.device_index = device_index;
     d.backend = backend ? backend->c_str() : nullptr;
+    d.flags = flags;
     d.sequences = sequences;
     for (const auto &[name, s] : strides) {
       if (auto *token = token_strides(d, name)) {
@@ -106,81 +107,60 @@ class Plan {
   std::shared_ptr<t2fw_plan> plan_;
 };
 
-// The addresses of one execution by name; a name that is missing or None is NULL.
+// The addresses of one execution, in the order in which they are taken; None is NULL, 0 an operand without elements.
 class Addresses {
  public:
-  explicit Addresses(const py::dict &dict) : dict_(dict) {}
-  template <typename T = void>
-  T *at(const char *name) const {
-    return reinterpret_cast<T *>(static_cast<uintptr_t>(number(name)));
+  explicit Addresses(const py::tuple &all, size_t expected) : all_(all) {
+    if (all.size() != expected)
+      throw py::value_error(std::to_string(all.size()) + " addresses; expected " + std::to_string(expected));
   }
-  uint64_t number(const char *name) const {
-    if (!dict_.contains(name)) return 0;
-    py::object value = dict_[name];
-    return value.is_none() ? 0 : value.cast<uint64_t>();
+  void *next() {
+    const py::object address = all_[next_++];
+    if (address.is_none()) return nullptr;
+    const auto number = address.cast<uintptr_t>();
+    return number ? reinterpret_cast<void *>(number) : empty_operand;
   }
 
  private:
-  const py::dict &dict_;
+  const py::tuple &all_;
+  size_t next_ = 0;
 };
 
 template <typename Args>
-void inputs(Args &a, const Addresses &at) {
-  a.v = at.at("v");
-  a.f = at.at("f");
-  a.q = at.at("q");
-  a.k = at.at("k");
-  a.g = at.at("g");
-  a.initial_state = at.at("initial_state");
-  a.scratch = at.at("scratch");
-  a.scratch_size = at.number("scratch_size");
+Args inputs(Addresses &at, size_t scratch_size) {
+  Args a{};
+  a.struct_size = sizeof a;
+  for (const void **input : {&a.v, &a.f, &a.q, &a.k, &a.g, &a.initial_state}) *input = at.next();
+  a.scratch_size = scratch_size;
+  return a;
 }
 
-void forward(const Plan &plan, const py::dict &dict) {
-  const Addresses at(dict);
-  t2fw_forward_args a{};
-  a.struct_size = sizeof a;
-  inputs(a, at);
-  a.cu_seqlens = at.at<const int64_t>("cu_seqlens");
-  a.y = at.at("y");
-  a.final_state = at.at("final_state");
-  a.saved = at.at("saved");
-  a.saved_size = at.number("saved_size");
-  void *stream = at.at("stream");
-  run([&] { return t2fw_forward(plan.get(), &a, stream); });
+void forward(const Plan &plan, const py::tuple &addresses, size_t saved_size, size_t scratch_size, uintptr_t stream) {
+  Addresses at(addresses, 11);
+  auto a = inputs<t2fw_forward_args>(at, scratch_size);
+  a.cu_seqlens = static_cast<const int64_t *>(at.next());
+  for (void **output : {&a.y, &a.final_state, &a.saved, &a.scratch}) *output = at.next();
+  a.saved_size = saved_size;
+  run([&] { return t2fw_forward(plan.get(), &a, reinterpret_cast<void *>(stream)); });
 }
 
-void backward(const Plan &plan, const py::dict &dict) {
-  const Addresses at(dict);
-  t2fw_backward_args a{};
-  a.struct_size = sizeof a;
-  inputs(a, at);
-  a.cu_seqlens = at.at<const int64_t>("cu_seqlens");
-  a.saved = at.at("saved");
-  a.saved_size = at.number("saved_size");
-  a.d_y = at.at("d_y");
-  a.d_final_state = at.at("d_final_state");
-  a.d_v = at.at("d_v");
-  a.d_f = at.at("d_f");
-  a.d_q = at.at("d_q");
-  a.d_k = at.at("d_k");
-  a.d_g = at.at("d_g");
-  a.d_initial_state = at.at("d_initial_state");
-  void *stream = at.at("stream");
-  run([&] { return t2fw_backward(plan.get(), &a, stream); });
+void backward(const Plan &plan, const py::tuple &addresses, size_t saved_size, size_t scratch_size, uintptr_t stream) {
+  Addresses at(addresses, 17);
+  auto a = inputs<t2fw_backward_args>(at, scratch_size);
+  a.cu_seqlens = static_cast<const int64_t *>(at.next());
+  for (const void **input : {&a.saved, &a.d_y, &a.d_final_state}) *input = at.next();
+  for (void **output : {&a.d_v, &a.d_f, &a.d_q, &a.d_k, &a.d_g, &a.d_initial_state, &a.scratch}) *output = at.next();
+  a.saved_size = saved_size;
+  run([&] { return t2fw_backward(plan.get(), &a, reinterpret_cast<void *>(stream)); });
 }
 
-void step(const Plan &plan, const py::dict &dict) {
-  const Addresses at(dict);
-  t2fw_step_args a{};
-  a.struct_size = sizeof a;
-  inputs(a, at);
-  a.final_state = at.at("final_state");
-  a.y = at.at("y");
-  a.slot_indices = at.at<const int64_t>("slot_indices");
-  a.slots = static_cast<int64_t>(at.number("slots"));
-  void *stream = at.at("stream");
-  run([&] { return t2fw_step(plan.get(), &a, stream); });
+void step(const Plan &plan, const py::tuple &addresses, int64_t slots, size_t scratch_size, uintptr_t stream) {
+  Addresses at(addresses, 10);
+  auto a = inputs<t2fw_step_args>(at, scratch_size);
+  a.slot_indices = static_cast<const int64_t *>(at.next());
+  for (void **output : {&a.final_state, &a.y, &a.scratch}) *output = at.next();
+  a.slots = slots;
+  run([&] { return t2fw_step(plan.get(), &a, reinterpret_cast<void *>(stream)); });
 }
 
 }  // namespace
@@ -191,13 +171,12 @@ PYBIND11_MODULE(_t2fw, m) {
   m.def("backends", [] { return std::string(t2fw_backends()); });
   m.def("version", [] { return t2fw_version(); });
   m.attr("ALIGNMENT") = T2FW_ALIGNMENT;
-  m.attr("EMPTY_ADDRESS") = reinterpret_cast<uintptr_t>(empty_operand);
   py::class_<Plan>(m, "Plan")
-      .def(py::init<int, int, int, int, int, int, int, int32_t, std::optional<std::string>, std::array<int64_t, 5>,
-                    int64_t, const std::vector<std::pair<std::string, Strides>> &>(),
+      .def(py::init<int, int, int, int, int, int, int, int32_t, std::optional<std::string>, uint32_t,
+                    std::array<int64_t, 5>, int64_t, const std::vector<std::pair<std::string, Strides>> &>(),
            py::arg("rule"), py::arg("data_dtype"), py::arg("gate_dtype"), py::arg("state_dtype"), py::arg("f"),
-           py::arg("g"), py::arg("device"), py::arg("device_index"), py::arg("backend"), py::arg("sizes"),
-           py::arg("sequences"), py::arg("strides"))
+           py::arg("g"), py::arg("device"), py::arg("device_index"), py::arg("backend"), py::arg("flags"),
+           py::arg("sizes"), py::arg("sequences"), py::arg("strides"))
       .def_property_readonly("backend", [](const Plan &p) { return std::string(t2fw_plan_backend(p.get())); })
       .def_property_readonly("explain", [](const Plan &p) { return std::string(t2fw_plan_explain(p.get())); })
       .def_property_readonly("saved_size", [](const Plan &p) { return t2fw_plan_saved_size(p.get()); })
@@ -206,7 +185,7 @@ PYBIND11_MODULE(_t2fw, m) {
              return t2fw_plan_scratch_size(p.get(), static_cast<t2fw_operation>(operation));
            },
            py::arg("operation"))
-      .def("forward", &forward, py::arg("addresses"))
-      .def("backward", &backward, py::arg("addresses"))
-      .def("step", &step, py::arg("addresses"));
+      .def("forward", &forward, py::arg("addresses"), py::arg("saved_size"), py::arg("scratch_size"), py::arg("stream"))
+      .def("backward", &backward, py::arg("addresses"), py::arg("saved_size"), py::arg("scratch_size"), py::arg("stream"))
+      .def("step", &step, py::arg("addresses"), py::arg("slots"), py::arg("scratch_size"), py::arg("stream"));
 }

@@ -40,6 +40,7 @@ PARALLEL = [
     (dict(g=ones((2, 3, 2, 5), "i4")), V, f"g has dtype int32; expected {WIDE}"),
     (dict(backend="nonesuch"), V, 't2fw_plan_create: backend is "nonesuch"; expected NULL or one of this build...'),
     (dict(backend=3), TypeError, "backend is a int; expected a string or None"),
+    (dict(batch_invariant=1), TypeError, "batch_invariant is a int; expected a bool"),
     (dict(cu_seqlens=np.array([0, 3])), V, "B is 2 with cu_seqlens; expected 1"),
 ]
 PACKED = [
@@ -118,10 +119,11 @@ def test_step(change, error, message, library):
 
 def test_device():
     class Numpy(_numpy.Numpy):
-        device = staticmethod(lambda a: (1, 0) if a is X["q"] else (2, 1))
+        keys = staticmethod(lambda arrays: [(a is X["q"], *_numpy.Numpy.keys([a])) if a is not None else a for a in arrays])
+        layout = staticmethod(lambda key: _numpy.Numpy.layout(key[1])._replace(device=(1, 0) if key[0] else (2, 1)))
 
     with raises(V, "q is on cpu:0; expected cuda:1, as v"):
-        _core.problem(Numpy, "decay", *(X[n] for n in "vfqkg"))
+        _core.problem(Numpy, "decay", [*(X[n] for n in "vfqkg"), None, None, None], (None, False))
 
 
 @pytest.mark.parametrize("name", [*"vfqkg", "initial_state", "cu_seqlens"])

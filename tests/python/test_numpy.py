@@ -177,6 +177,14 @@ def test_cu_seqlens(rule, dtype):
         close(final[n : n + 1], ws, "float64")
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_batch_invariant(rule):
+    x = inputs(3, 100, 2, 24, 16)
+    together = call(rule, x, batch_invariant=True)
+    alone = call(rule, {n: a[1:2] for n, a in x.items()}, batch_invariant=True)
+    assert all(np.array_equal(a[1:2], b) for a, b in zip(together, alone))
+
+
 def test_dlpack():
     class Foreign:
         def __init__(self, a):

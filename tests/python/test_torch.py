@@ -89,6 +89,19 @@ def test_gradient_cu_seqlens(rule):
         close(wide(x["initial_state"].grad[n : n + 1]), want["initial_state"], "float64")
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batch_invariant(rule, dtype):
+    """A sequence alone and within a batch: the same bits. It is long, so that a GPU would cut it where it is alone."""
+    x, results = tensors(inputs(3, 1000, 2, 24, 16), dtype), []
+    for part in (slice(1, 2), slice(None)):
+        one = {n: a[part].detach().requires_grad_() for n, a in x.items()}
+        y, final = call(rule, one, batch_invariant=True)
+        (y.float().pow(2).sum() + final.sum()).backward()
+        results.append([y, final, *(one[n].grad for n in (*RULES[rule], "initial_state"))])
+    assert all(torch.equal(alone, together[1:2]) for alone, together in zip(*results))
+
+
 @pytest.mark.parametrize("rule,f,g", [("decay", *p) for p in GATES] + [("delta", "none", "none")])
 def test_gradcheck(rule, f, g):
     x = tensors(inputs(2, 3, 1, 2, 3, f, g))
@@ -130,7 +143,7 @@ def test_step_is_parallel(rule):
 def test_opcheck_decay(f, g):
     x = tensors(inputs(2, 5, 2, 3, 4, f, g))
     args = [x[n] for n in RULES["decay"]]
-    torch.library.opcheck(torch.ops.t2fw.decay.default, (*args, x["initial_state"], None, True, None))
+    torch.library.opcheck(torch.ops.t2fw.decay.default, (*args, x["initial_state"], None, True, None, False))
 
 
 def test_opcheck():
@@ -141,11 +154,11 @@ def test_opcheck():
         args, const = ([a[n] for n in RULES[rule]] for a in (x, plain))
         state, free = x["initial_state"], plain["initial_state"]
         op = getattr(ops, rule).default
-        torch.library.opcheck(op, (*args, state, None, True, None))
-        torch.library.opcheck(op, (*const, None, None, False, None))
-        saved = op(*const, free, None, True, None)[2]
+        torch.library.opcheck(op, (*args, state, None, True, None, False))
+        torch.library.opcheck(op, (*const, None, None, False, None, False))
+        saved = op(*const, free, None, True, None, False)[2]
         d_y = torch.randn_like(const[0] if rule == "decay" else const[2])
-        torch.library.opcheck(getattr(ops, rule + "_backward").default, (*const, free, None, saved, d_y, None, None))
+        torch.library.opcheck(getattr(ops, rule + "_backward").default, (*const, free, None, saved, d_y, None, None, False))
         tokens, now = ([a[:, 0].detach().clone().requires_grad_(a is args[i]) for i, a in enumerate(s)] for s in (args, const))
         torch.library.opcheck(getattr(ops, rule + "_step").default, (*tokens, state, None, None))
         torch.library.opcheck(getattr(ops, rule + "_step_").default, (*now, free.clone(), torch.tensor([1, -1]), None))
@@ -199,7 +212,7 @@ def test_no_grad_saves_nothing():
     with torch.no_grad():
         assert not call("decay", x)[0].requires_grad
     args = [x[n].detach() for n in RULES["decay"]]
-    assert torch.ops.t2fw.decay(*args, None, None, False, None)[2].numel() == 0
+    assert torch.ops.t2fw.decay(*args, None, None, False, None, False)[2].numel() == 0
 
 
 def test_out_state_refuses_gradient():
@@ -280,6 +293,30 @@ def test_call_is_the_operator(rule):
         assert torch.equal(a, b)
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(plain, call(rule, x)))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("slots", [None, [3, -1, 0]])
+@pytest.mark.parametrize("where", ["fresh", "in place", "out"])
+def test_step_is_the_operator(rule, slots, where):
+    """A plain step goes past the dispatcher, and leaves the same bits and version of the state behind."""
+    x = tensors(inputs(4 if slots is None else 3, 1, 2, 3, 4), grad=False)
+    tokens, pool = [x[n][:, 0] for n in RULES[rule]], torch.randn(4, 2, 3, 4, dtype=torch.float64)
+    slots = None if slots is None else torch.tensor(slots)
+    ends = {"fresh": "", "in place": "_", "out": "_out"}
+    results = []
+    for operator in (False, True):
+        state = pool.clone()
+        out = {"fresh": None, "in place": state, "out": pool * 2}[where]
+        given = [state, out] if where == "out" else [state]
+        if operator:
+            result = getattr(torch.ops.t2fw, rule + "_step" + ends[where])(*tokens, *given, slots, None)
+            y, new = result if out is None else (result, out)
+        else:
+            y, new = getattr(t2fw, rule + "_step")(*tokens, state, slot_indices=slots, out_state=out)
+        results.append((y, new, state._version, out is None or out._version))
+    assert all(torch.equal(*pair) for pair in list(zip(*results))[:2])
+    assert results[0][2:] == results[1][2:]
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -36,26 +36,28 @@ def _is_torch(*arrays: Any) -> bool:
 
 def decay(
     v: Any, f: Any, q: Any, k: Any, g: Any, initial_state: Any = None, *, cu_seqlens: Any = None,
-    backend: Optional[str] = None,
+    backend: Optional[str] = None, batch_invariant: bool = False,
 ) -> Tuple[Any, Any]:
     """-> (y, final_state). With cu_seqlens (int64 [sequences + 1], from 0 to T) B is 1, the sequences lie one after
-    another in T, and a state is [sequences,H,D,K]."""
+    another in T, and a state is [sequences,H,D,K]. With batch_invariant, which may be slower, a sequence's results and
+    gradients have the same bits whatever else is in the batch."""
     if _is_torch(v, q, k):
         from . import _torch
 
-        return _torch.parallel("decay", v, f, q, k, g, initial_state, cu_seqlens, backend)
-    return _parallel("decay", v, f, q, k, g, initial_state, cu_seqlens, backend)
+        return _torch.parallel("decay", v, f, q, k, g, initial_state, cu_seqlens, (backend, batch_invariant))
+    return _parallel("decay", v, f, q, k, g, initial_state, cu_seqlens, (backend, batch_invariant))
 
 
 def delta(
-    q: Any, k: Any, v: Any, initial_state: Any = None, *, cu_seqlens: Any = None, backend: Optional[str] = None
+    q: Any, k: Any, v: Any, initial_state: Any = None, *, cu_seqlens: Any = None, backend: Optional[str] = None,
+    batch_invariant: bool = False,
 ) -> Tuple[Any, Any]:
-    """-> (y, final_state). cu_seqlens as in `decay`."""
+    """-> (y, final_state). cu_seqlens and batch_invariant as in `decay`."""
     if _is_torch(v, q, k):
         from . import _torch
 
-        return _torch.parallel("delta", v, None, q, k, None, initial_state, cu_seqlens, backend)
-    return _parallel("delta", v, None, q, k, None, initial_state, cu_seqlens, backend)
+        return _torch.parallel("delta", v, None, q, k, None, initial_state, cu_seqlens, (backend, batch_invariant))
+    return _parallel("delta", v, None, q, k, None, initial_state, cu_seqlens, (backend, batch_invariant))
 
 
 def decay_step(
@@ -111,29 +113,21 @@ def _arrays(**named: Any) -> Any:
     return [array(name, a) for name, a in named.items()]
 
 
-def _parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, backend):  # type: ignore[no-untyped-def]
+def _parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, options):  # type: ignore[no-untyped-def]
     arrays = _arrays(v=v, f=f, q=q, k=k, g=g, initial_state=initial_state, cu_seqlens=cu_seqlens)
-    return _core.forward(_core.problem(Numpy, rule, *arrays, backend), save=False)[:2]
+    return _core.forward(Numpy, rule, arrays, options, save=False)[:2]
 
 
 def _step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type: ignore[no-untyped-def]
     if state is None:
         raise TypeError("state is None; expected an array")
     in_place = out_state is state
-    v, f, q, k, g, state, slot_indices, out_state = _arrays(
-        v=v, f=f, q=q, k=k, g=g, state=state, slot_indices=slot_indices, out_state=out_state)
+    *arrays, out = _arrays(v=v, f=f, q=q, k=k, g=g, state=state, slot_indices=slot_indices, out_state=out_state)
     if in_place:
-        out_state = state
-    tokens = [a if a is None or a.ndim != 3 else a[:, None] for a in (v, f, q, k, g)]
-    for name, a, t in zip("vfqkg", (v, f, q, k, g), tokens):
-        if a is not None and t is a:
-            raise ValueError(f"{name} has shape {list(a.shape)}; expected [B,H,{'D' if name in 'vf' else 'K'}]")
-    p = _core.problem(Numpy, rule, *tokens, state, None, backend, slot_indices is not None, step=True)
-    if out_state is None:
-        out_state = Numpy.empty(p.state_shape, p.state, v)
-        if slot_indices is not None:
-            out_state[...] = state
-    return _core.step(p, slot_indices, out_state)[:, 0], out_state
+        out = arrays[5]
+    elif out is None:
+        out = Numpy.like(arrays[5]) if slot_indices is None else Numpy.copy(arrays[5])
+    return _core.step(Numpy, rule, (*arrays, out), (backend, False)), out
 
 
 if sys.modules.get("torch") is not None:  # else at the first call with a tensor

@@ -1,7 +1,10 @@
-"""From arrays of any library to plans of the C library. `lib` is that library: an object as `_numpy.Numpy`."""
+"""From arrays of any library to plans of the C library. `lib` is that library: an object as `_numpy.Numpy`.
+
+Checks and plans depend on the operands' layouts alone, so each set of layouts is checked and planned once, and found again
+by the keys that `lib` makes of arrays. Nothing that is kept refers to an array."""
 import functools
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import _t2fw
 
@@ -9,183 +12,218 @@ RULES = {"decay": 1, "delta": 2}
 DEVICES = {1: "cpu", 2: "cuda", 3: "hip"}
 DTYPES = {"float64": 1, "float32": 2, "float16": 3, "bfloat16": 4}
 FORWARD, BACKWARD, STEP = 1, 2, 3
+OPERANDS = ("v", "f", "q", "k", "g", "initial_state")
+BATCH_INVARIANT = 1
+Sizes = Tuple[Optional[int], ...]  # None is any size
+Options = Tuple[Optional[str], bool]  # backend, batch_invariant
 
-# A plan depends only on the descriptor's contents; lru_cache is safe across threads, and a plan may be shared.
-plan_for = functools.lru_cache(maxsize=1024)(_t2fw.Plan)
+
+class Layout(NamedTuple):
+    """An array but for its memory. rows: whether the C library takes it as it is; else it is copied first."""
+
+    shape: Tuple[int, ...]
+    strides: Tuple[int, ...]
+    dtype: str
+    device: Tuple[int, int]
+    rows: bool
 
 
 def state_dtype_for(data: str) -> str:
     return "float32" if data in ("float16", "bfloat16") else data
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Problem:
+    """Operands that fit one another."""
+
     lib: Any
     rule: str
-    inputs: Dict[str, Any]  # v f q k g, initial_state; absent ones are left out
+    layouts: Dict[str, Layout]  # those of OPERANDS and, in a step, final_state; absent ones are left out
     sizes: Tuple[int, int, int, int, int]
     sequences: int
     data: str
     gate: str
     state: str
-    state_shape: Tuple[int, int, int, int]
-    cu_seqlens: Any
-    backend: Optional[str]
+    state_shape: Tuple[int, ...]
+    options: Options
 
-    def plan(self, **others: Any) -> _t2fw.Plan:
-        """The plan for these inputs; `others` are operands that need not be contiguous."""
-        lib = self.lib
+    @functools.cached_property
+    def plan(self) -> _t2fw.Plan:
+        return self.plan_for({})
+
+    def plan_for(self, others: Dict[str, Layout]) -> _t2fw.Plan:
+        """The plan; `others` are further operands. What is copied first is contiguous, as the C library assumes."""
         kinds = [
-            0 if x not in self.inputs else 1 if lib.shape(self.inputs[x])[3] == 1 and width != 1 else 2
+            0 if x not in self.layouts else 1 if self.layouts[x].shape[-1] == 1 and width != 1 else 2
             for x, width in (("f", self.sizes[3]), ("g", self.sizes[4]))
         ]
-        strides = tuple((name, lib.strides(a)[:3]) for name, a in {**self.inputs, **others}.items())
-        device, index = lib.device(self.inputs["v"])
-        return plan_for(
+        strides = []
+        for name, a in {**self.layouts, **others}.items():
+            if a.rows:  # the one dimension that a step's operands lack is the token's
+                strides.append((name, a.strides[:3] if len(a.shape) == 4 else (a.strides[0], 0, a.strides[1])))
+        (device, index), (backend, invariant) = self.layouts["v"].device, self.options
+        return _t2fw.Plan(
             RULES[self.rule], DTYPES[self.data], DTYPES[self.gate], DTYPES[self.state], kinds[0], kinds[1],
-            device, index, self.backend, self.sizes, self.sequences, strides,
+            device, index, backend, BATCH_INVARIANT if invariant else 0, self.sizes, self.sequences, strides,
         )
 
-    def run(self, method: Any, scratch_size: int, arrays: Dict[str, Any], **numbers: int) -> None:
-        lib, v = self.lib, self.inputs["v"]
-        scratch = lib.bytes(scratch_size, v)
-        named = {**self.inputs, **arrays}
-        if self.cu_seqlens is not None:
-            named["cu_seqlens"] = self.cu_seqlens
-        addresses = {n: lib.address(a) or _t2fw.EMPTY_ADDRESS for n, a in named.items() if a is not None}
-        addresses["scratch"] = lib.address(scratch) if scratch_size else None
-        addresses["scratch_size"] = scratch_size
-        addresses.update(numbers)
-        with lib.stream(v) as addresses["stream"]:
-            method(addresses)
+    @functools.cached_property
+    def copied(self) -> Tuple[int, ...]:
+        return tuple(i for i, name in enumerate(OPERANDS) if name in self.layouts and not self.layouts[name].rows)
+
+    def inputs(self, arrays: Sequence[Any]) -> Sequence[Any]:
+        """OPERANDS and then cu_seqlens or slot_indices as the C library takes them."""
+        if self.copied or arrays[6] is not None:
+            arrays = [self.lib.copy(a) if i in self.copied else a for i, a in enumerate(arrays)]
+            arrays[6] = None if arrays[6] is None else self.lib.indices(arrays[6])
+        return arrays
 
 
-def _expect(lib: Any, name: str, a: Any, shape: Tuple[Optional[int], ...], text: str, v: Any, step: bool = False) -> None:
-    """None in shape is any size. A step's operands are shown without the token dimension."""
-    got = lib.shape(a)
-    if got != shape and (len(got) != len(shape) or any(n is not None and n != m for n, m in zip(shape, got))):
-        if step:
-            got, shape = got[:1] + got[2:], shape[:1] + shape[2:]
+def _expect(name: str, a: Layout, shape: Sizes, text: str, v: Layout) -> None:
+    if len(a.shape) != len(shape) or any(n is not None and n != m for n, m in zip(shape, a.shape)):
         sizes = ", ".join("any" if n is None else str(n) for n in shape)
         known = any(n is not None for n in shape)
-        raise ValueError(f"{name} has shape {list(got)}; expected {text}" + (f" = [{sizes}]" if known else ""))
-    (kind, index), (want, want_index) = lib.device(a), lib.device(v)
+        raise ValueError(f"{name} has shape {list(a.shape)}; expected {text}" + (f" = [{sizes}]" if known else ""))
+    (kind, index), (want, want_index) = a.device, v.device
     if (kind, index) != (want, want_index):
         raise ValueError(f"{name} is on {DEVICES[kind]}:{index}; expected {DEVICES[want]}:{want_index}, as v")
 
 
-def problem(
-    lib: Any, rule: str, v: Any, f: Any, q: Any, k: Any, g: Any, state: Any = None, cu_seqlens: Any = None,
-    backend: Optional[str] = None, slots: bool = False, step: bool = False,
-) -> Problem:
-    """Checks shapes and dtypes and collects them. A step comes with the token dimension already put in."""
-    if backend is not None and not isinstance(backend, str):
-        raise TypeError(f"backend is a {type(backend).__name__}; expected a string or None")
-    token = "[B,H,%s]" if step else "[B,T,H,%s]"
-
-    def check(name: str, a: Any, shape: Tuple[Optional[int], ...], width: str) -> None:
-        _expect(lib, name, a, shape, token % width, v, step)
-
-    check("v", v, (None,) * 4, "D")
-    B, T, H, D = lib.shape(v)
-    check("k", k, (B, T, H, None), "K")
-    K = lib.shape(k)[3]
-    check("q", q, (B, T, H, K), "K")
-    data = lib.dtype(v)
+def _check_tokens(x: Dict[str, Layout], token: str) -> str:
+    """Checks v, q, k, f, g, each [*sizes,width] written as `token` % width; returns the gates' dtype."""
+    v = x["v"]
+    _expect("v", v, (None,) * (token.count(",") + 1), token % "D", v)
+    sizes, data = v.shape[:-1], v.dtype
+    _expect("k", x["k"], (*sizes, None), token % "K", v)
+    K = x["k"].shape[-1]
+    _expect("q", x["q"], (*sizes, K), token % "K", v)
     if data not in DTYPES:
         raise ValueError(f"v has dtype {data}; expected one of {', '.join(DTYPES)}")
-    for name, a in (("q", q), ("k", k)):
-        if lib.dtype(a) != data:
-            raise ValueError(f"{name} has dtype {lib.dtype(a)}; expected {data}, as v")
-    inputs = {"v": v, "q": q, "k": k}
+    for name in "qk":
+        if x[name].dtype != data:
+            raise ValueError(f"{name} has dtype {x[name].dtype}; expected {data}, as v")
     gate = None
-    for name, a, width, letter in (("f", f, D, "D"), ("g", g, K, "K")):
-        if a is None:
+    for name, width, letter in (("f", v.shape[-1], "D"), ("g", K, "K")):
+        if name not in x:
             continue
-        shape = lib.shape(a)
-        narrow = len(shape) == 4 and shape[3] == 1
-        check(name, a, (B, T, H, 1 if narrow else width), f"{letter}] or {token % 1}"[:-1])
-        if lib.dtype(a) not in (data, state_dtype_for(data)):
-            raise ValueError(f"{name} has dtype {lib.dtype(a)}; expected {data}, as v, or float32 beside 16-bit data")
-        if gate is not None and lib.dtype(a) != gate:
-            raise ValueError(f"g has dtype {lib.dtype(a)}; expected {gate}, as f")
-        gate = lib.dtype(a)
-        inputs[name] = a
-    sequences = 0
-    if cu_seqlens is not None:
-        if lib.dtype(cu_seqlens) not in ("int32", "int64"):
-            raise ValueError(f"cu_seqlens has dtype {lib.dtype(cu_seqlens)}; expected int64")
-        if len(lib.shape(cu_seqlens)) != 1 or lib.shape(cu_seqlens)[0] < 2:
-            raise ValueError(f"cu_seqlens has shape {list(lib.shape(cu_seqlens))}; expected [sequences + 1], at least [2]")
-        if B != 1:
-            raise ValueError(f"B is {B} with cu_seqlens; expected 1")
-        _expect(lib, "cu_seqlens", cu_seqlens, (None,), "[sequences + 1]", v)
-        cu_seqlens = lib.indices(cu_seqlens)
-        sequences = lib.shape(cu_seqlens)[0] - 1
-    state_shape = (sequences or B, H, D, K)
-    state_dtype = state_dtype_for(data)
+        a = x[name]
+        narrow = len(a.shape) == len(v.shape) and a.shape[-1] == 1
+        _expect(name, a, (*sizes, 1 if narrow else width), f"{token % letter} or {token % 1}", v)
+        if a.dtype not in (data, state_dtype_for(data)):
+            raise ValueError(f"{name} has dtype {a.dtype}; expected {data}, as v, or float32 beside 16-bit data")
+        if gate is not None and a.dtype != gate:
+            raise ValueError(f"g has dtype {a.dtype}; expected {gate}, as f")
+        gate = a.dtype
+    return gate or data
+
+
+def _check_cu_seqlens(a: Layout, v: Layout) -> int:
+    """-> how many sequences"""
+    text = "[sequences + 1]"
+    if a.dtype not in ("int32", "int64"):
+        raise ValueError(f"cu_seqlens has dtype {a.dtype}; expected int64")
+    if len(a.shape) != 1 or a.shape[0] < 2:
+        raise ValueError(f"cu_seqlens has shape {list(a.shape)}; expected {text}, at least [2]")
+    if v.shape[0] != 1:
+        raise ValueError(f"B is {v.shape[0]} with cu_seqlens; expected 1")
+    _expect("cu_seqlens", a, (None,), text, v)
+    return a.shape[0] - 1
+
+
+def _check_slot_indices(a: Layout, v: Layout) -> None:
+    if a.dtype not in ("int32", "int64"):
+        raise ValueError(f"slot_indices has dtype {a.dtype}; expected int64")
+    _expect("slot_indices", a, (v.shape[0],), "[B]", v)
+
+
+def _check_out_state(a: Layout, state: Layout, v: Layout) -> None:
+    _expect("out_state", a, state.shape, "the shape of state", v)
+    if a.dtype != state.dtype:
+        raise ValueError(f"out_state has dtype {a.dtype}; expected {state.dtype}, as state")
+    if not a.rows:
+        raise ValueError(f"out_state has strides {list(a.strides)}; expected an aligned array whose last "
+                         "dimension is contiguous")
+
+
+@functools.lru_cache(maxsize=1024)  # safe across threads
+def _checked(lib: Any, rule: str, options: Options, *keys: Any) -> Problem:
+    """keys: those of OPERANDS, of cu_seqlens or a step's slot_indices, and of out_state, which only a step has."""
+    *layouts, indices, out_state = (None if key is None else lib.layout(key) for key in keys)
+    x = {name: a for name, a in zip(OPERANDS, layouts) if a is not None}
+    step = out_state is not None
+    gate = _check_tokens(x, "[B,H,%s]" if step else "[B,T,H,%s]")
+    v, state, data = x["v"], x.get("initial_state"), x["v"].dtype
+    B, T, H, D, K = v.shape[0], 1 if step else v.shape[1], v.shape[-2], v.shape[-1], x["k"].shape[-1]
+    sequences = 0 if step or indices is None else _check_cu_seqlens(indices, v)
+    state_shape, state_dtype = (sequences or B, H, D, K), state_dtype_for(data)
     if state is not None:
-        name = "state" if step else "initial_state"
-        letters = "[slots,H,D,K]" if slots else "[sequences,H,D,K]" if sequences else "[B,H,D,K]"
-        _expect(lib, name, state, (None if slots else state_shape[0], H, D, K), letters, v)
-        state_shape = tuple(lib.shape(state))  # type: ignore[assignment]
-        if lib.dtype(state) not in (data, state_dtype):
-            raise ValueError(f"{name} has dtype {lib.dtype(state)}; expected {data}, as v, or float32 beside 16-bit data")
-        state_dtype = lib.dtype(state)
-        inputs["initial_state"] = state
-    inputs = {name: lib.rows(a) for name, a in inputs.items()}
-    return Problem(lib, rule, inputs, (B, T, H, D, K), sequences, data, gate or data, state_dtype, state_shape,
-                   cu_seqlens, backend)
+        name, pool = "state" if step else "initial_state", step and indices is not None
+        letters = "[slots,H,D,K]" if pool else "[sequences,H,D,K]" if sequences else "[B,H,D,K]"
+        _expect(name, state, (None if pool else state_shape[0], H, D, K), letters, v)
+        if state.dtype not in (data, state_dtype):
+            raise ValueError(f"{name} has dtype {state.dtype}; expected {data}, as v, or float32 beside 16-bit data")
+        state_shape, state_dtype = state.shape, state.dtype
+        if out_state is not None:
+            _check_out_state(out_state, state, v)
+            x["final_state"] = out_state
+    if step and indices is not None:
+        _check_slot_indices(indices, v)
+    return Problem(lib, rule, x, (B, T, H, D, K), sequences, data, gate, state_dtype, state_shape, options)
 
 
-def forward(p: Problem, save: bool) -> Tuple[Any, Any, Any]:
-    """-> y, final_state, saved"""
-    lib, v, (B, T, H, D, K) = p.lib, p.inputs["v"], p.sizes
-    plan = p.plan()
-    y = lib.empty((B, T, H, D), p.data, v)
-    final_state = lib.empty(p.state_shape, p.state, v)
+def problem(lib: Any, rule: str, arrays: Sequence[Any], options: Options) -> Problem:
+    """Of arrays in the order of the keys of `_checked`; absent ones are None. Errors: those of the package."""
+    backend, invariant = options
+    if backend is not None and not isinstance(backend, str):
+        raise TypeError(f"backend is a {type(backend).__name__}; expected a string or None")
+    if not isinstance(invariant, bool):
+        raise TypeError(f"batch_invariant is a {type(invariant).__name__}; expected a bool")
+    return _checked(lib, rule, options, *lib.keys(arrays))
+
+
+def forward(lib: Any, rule: str, arrays: Sequence[Any], options: Options, save: bool) -> Tuple[Any, Any, Any]:
+    """Of v, f, q, k, g, initial_state, cu_seqlens -> y, final_state, saved, None unless `save`"""
+    p = problem(lib, rule, (*arrays, None), options)
+    plan, v = p.plan, arrays[0]
+    y, final_state = lib.like(v), lib.empty(p.state_shape, p.state, v)
     size = plan.saved_size if save else 0
-    saved = lib.bytes(size, v)
-    p.run(plan.forward, plan.scratch_size(FORWARD), {"y": y, "final_state": final_state, "saved": saved if save else None},
-          saved_size=size)
+    saved = lib.bytes(size, v) if save else None
+    scratch_size = plan.scratch_size(FORWARD)
+    lib.run(plan.forward, (*p.inputs(arrays), y, final_state, saved, lib.bytes(scratch_size, v)), size, scratch_size)
     return y, final_state, saved
 
 
-def backward(p: Problem, saved: Any, d_y: Any, d_final_state: Any) -> Dict[str, Any]:
-    """-> the gradient of each input that is present, by the input's name; initial_state's always."""
-    lib, v = p.lib, p.inputs["v"]
-    given = {"d_y": lib.rows(d_y)}
-    if d_final_state is not None:
-        given["d_final_state"] = lib.rows(d_final_state)
-    plan, first = p.plan(**given), p.plan()
-    if (plan.backend, plan.saved_size) != (first.backend, first.saved_size):  # saved is in the layout of `first`
-        plan, given = first, {name: lib.contiguous(a) for name, a in given.items()}
-    d = {
-        name: lib.empty(lib.shape(a), p.gate if name in ("f", "g") else p.data, v)
-        for name, a in p.inputs.items() if name != "initial_state"
-    }
-    d["initial_state"] = lib.empty(p.state_shape, p.state, v)
-    p.run(plan.backward, plan.scratch_size(BACKWARD),
-          {**given, "saved": saved, **{"d_" + name: a for name, a in d.items()}}, saved_size=lib.shape(saved)[0])
+@functools.lru_cache(maxsize=1024)
+def _backward_plan(p: Problem, d_y: Any, d_final_state: Any) -> Tuple[_t2fw.Plan, bool, bool]:
+    """For two keys -> the plan, and which of the two have to be copied."""
+    given = {"d_y": d_y, "d_final_state": d_final_state}
+    layouts = {name: p.lib.layout(key) for name, key in given.items() if key is not None}
+    plan = p.plan_for(layouts)
+    copied = [name in layouts and not layouts[name].rows for name in given]
+    if (plan.backend, plan.saved_size) != (p.plan.backend, p.plan.saved_size):  # saved is in the layout of p.plan
+        plan, copied = p.plan, [name in layouts for name in given]
+    return plan, copied[0], copied[1]
+
+
+def backward(
+    lib: Any, rule: str, arrays: Sequence[Any], options: Options, saved: Any, d_y: Any, d_final_state: Any
+) -> List[Any]:
+    """Of the arrays of `forward` -> the gradients of OPERANDS, None for absent ones."""
+    p = problem(lib, rule, (*arrays, None), options)
+    plan, *copied = _backward_plan(p, *lib.keys((d_y, d_final_state)))
+    d_y, d_final_state = (lib.copy(a) if copy else a for a, copy in zip((d_y, d_final_state), copied))
+    d = [None if a is None else lib.like(a) for a in arrays[:6]]
+    scratch_size = plan.scratch_size(BACKWARD)
+    scratch = lib.bytes(scratch_size, arrays[0])
+    lib.run(plan.backward, (*p.inputs(arrays), saved, d_y, d_final_state, *d, scratch), len(saved), scratch_size)
     return d
 
 
-def step(p: Problem, slot_indices: Any, out_state: Any) -> Any:
-    """-> y [B,1,H,D]; the new state goes to out_state."""
-    lib, v, (B, _, H, D, K) = p.lib, p.inputs["v"], p.sizes
-    _expect(lib, "out_state", out_state, p.state_shape, "the shape of state", v)
-    if lib.dtype(out_state) != p.state:
-        raise ValueError(f"out_state has dtype {lib.dtype(out_state)}; expected {p.state}, as state")
-    if lib.rows(out_state) is not out_state:
-        raise ValueError(f"out_state has strides {list(lib.strides(out_state))}; expected an aligned array whose last "
-                         "dimension is contiguous")
-    if slot_indices is not None:
-        if lib.dtype(slot_indices) not in ("int32", "int64"):
-            raise ValueError(f"slot_indices has dtype {lib.dtype(slot_indices)}; expected int64")
-        _expect(lib, "slot_indices", slot_indices, (B,), "[B]", v)
-        slot_indices = lib.indices(slot_indices)
-    plan = p.plan(final_state=out_state)
-    y = lib.empty((B, 1, H, D), p.data, v)
-    p.run(plan.step, plan.scratch_size(STEP), {"y": y, "final_state": out_state, "slot_indices": slot_indices},
-          slots=0 if slot_indices is None else p.state_shape[0])
+def step(lib: Any, rule: str, arrays: Sequence[Any], options: Options) -> Any:
+    """Of v, f, q, k, g, state, slot_indices, out_state, which is written -> y"""
+    p = problem(lib, rule, arrays, options)
+    plan, v = p.plan, arrays[0]
+    y, scratch_size = lib.like(v), plan.scratch_size(STEP)
+    slots = 0 if arrays[6] is None else p.state_shape[0]
+    lib.run(plan.step, (*p.inputs(arrays[:7]), arrays[7], y, lib.bytes(scratch_size, v)), slots, scratch_size)
     return y

@@ -1,47 +1,35 @@
 """The array library of `_core` for NumPy."""
-import contextlib
-from typing import Any, Iterator, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 
 from . import _t2fw
+from ._core import Layout
 
 
 class Numpy:
     @staticmethod
-    def shape(a: Any) -> Tuple[int, ...]:
-        return a.shape
+    def keys(arrays: Sequence[Any]) -> List[Any]:
+        """Of each array what `layout` takes, quickly; hashable. Of None it is None."""
+        return [None if a is None else (a.shape, a.strides, a.dtype, a.flags.aligned) for a in arrays]
 
     @staticmethod
-    def dtype(a: Any) -> str:
-        return a.dtype.name
+    def layout(key: Any) -> Layout:
+        shape, strides, dtype, aligned = key
+        size = dtype.itemsize or 1
+        rows = aligned and dtype.isnative and all(s % size == 0 for s in strides)
+        rows = rows and (0 in shape or shape[-1:] in ((), (1,)) or strides[-1] == size)
+        return Layout(shape, tuple(s // size for s in strides), dtype.name, (1, 0), rows)
 
     @staticmethod
-    def strides(a: Any) -> Tuple[int, ...]:
-        return tuple(s // a.itemsize for s in a.strides)
+    def run(method: Any, arrays: Sequence[Any], *numbers: int) -> None:
+        """method(addresses of the arrays, *numbers, stream) on the first array's device."""
+        method(tuple([None if a is None else a.ctypes.data for a in arrays]), *numbers, 0)
 
     @staticmethod
-    def device(a: Any) -> Tuple[int, int]:
-        return 1, 0
-
-    @staticmethod
-    def address(a: Any) -> int:
-        return a.ctypes.data
-
-    @staticmethod
-    @contextlib.contextmanager
-    def stream(a: Any) -> Iterator[int]:
-        yield 0
-
-    @staticmethod
-    def rows(a: Any) -> Any:
-        """`a`, or a copy where its memory is not what the C library takes."""
-        good = a.flags.aligned and a.dtype.isnative and all(s % a.itemsize == 0 for s in a.strides)
-        if good and (a.shape[-1] == 1 or a.size == 0 or a.strides[-1] == a.itemsize):
-            return a
+    def copy(a: Any) -> Any:
+        """Contiguous, in memory as the C library takes it."""
         return np.array(a, dtype=a.dtype.newbyteorder("="), order="C")
-
-    contiguous = staticmethod(np.ascontiguousarray)
 
     @staticmethod
     def indices(a: Any) -> Any:
@@ -60,6 +48,11 @@ class Numpy:
 
             return np.empty(shape, ml_dtypes.bfloat16)
         return np.empty(shape, dtype)
+
+    @staticmethod
+    def like(a: Any) -> Any:
+        """An empty contiguous array of the shape and dtype of `a`."""
+        return np.empty(a.shape, a.dtype.newbyteorder("="))
 
 
 def array(name: str, a: Any) -> Any:
