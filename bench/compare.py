@@ -8,8 +8,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import statistics
-import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -19,10 +17,8 @@ from tqdm import tqdm
 
 import t2fw
 from contenders import CONTENDERS, Contender, Operands
+from timing import MIB, WARM_UP, machine_name, median_seconds
 
-WARM_UP = 5  # TorchScript compiles in its first, second and fourth call
-FEWEST, MOST, ENOUGH_SECONDS = 3, 25, 2.0  # timed calls
-MIB = 2**20
 PASSES = {False: "forward", True: "forward+backward"}
 
 
@@ -68,34 +64,11 @@ def prepare(name: str, shape: Shape, kind: Kind, backward: bool) -> Callable[[],
     return lambda: torch.autograd.grad(call(*inputs), inputs, d_y)
 
 
-def time_once(run: Callable[[], Any], flush: Optional[Tensor]) -> float:
-    if flush is None:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    flush.zero_()  # what the last call left in the L2 cache goes
-    events[0].record()
-    run()
-    events[1].record()
-    events[1].synchronize()
-    return events[0].elapsed_time(events[1]) * 1e-3
-
-
-def median_seconds(run: Callable[[], Any], flush: Optional[Tensor]) -> float:
-    for _ in range(WARM_UP):
-        time_once(run, flush)
-    times: List[float] = []
-    while len(times) < FEWEST or (len(times) < MOST and sum(times) < ENOUGH_SECONDS):
-        times.append(time_once(run, flush))
-    return statistics.median(times)
-
-
 def copy_rate(device: str, flush: Optional[Tensor]) -> float:
     """Bytes read and written a second by a large copy."""
     source = torch.ones((128 if device == "cpu" else 1024) * MIB, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
-    return 2 * source.numel() / median_seconds(lambda: target.copy_(source), flush)
+    return 2 * source.numel() / median_seconds(lambda: target.copy_(source), device, flush)
 
 
 def resident(field: str) -> int:
@@ -125,7 +98,7 @@ def cpu_peak(*point: Any) -> int:
 def measure(name: str, shape: Shape, kind: Kind, backward: bool, flush: Optional[Tensor]) -> Dict[str, Any]:
     before = torch.cuda.memory_allocated() if kind.device == "cuda" else 0
     run = prepare(name, shape, kind, backward)
-    seconds = median_seconds(run, flush)
+    seconds = median_seconds(run, kind.device, flush)
     if kind.device == "cpu":
         del run
         peak = cpu_peak(name, shape, kind, backward)
@@ -253,8 +226,7 @@ def main() -> None:
     shapes = [Shape(*map(int, s.split(","))) for s in args.shapes or [f"1,{T},16,64,64" for T in lengths]]
 
     flush = None if args.device == "cpu" else torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")
-    machine = f"CPU, {torch.get_num_threads()} threads" if args.device == "cpu" else torch.cuda.get_device_name()
-    title = f"{machine}; {args.dtype}, gates {str(gate_dtype).removeprefix('torch.')}"
+    title = f"{machine_name(args.device)}; {args.dtype}, gates {str(gate_dtype).removeprefix('torch.')}"
     copied = copy_rate(args.device, flush)
     print(f"{title}; PyTorch {torch.__version__}; a copy reads and writes {copied * 1e-9:.1f} GB/s")
     points = measure_all(args.contenders, shapes, kind, args.limit, flush)

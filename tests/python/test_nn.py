@@ -131,6 +131,22 @@ def test_gates_are_float32(rule, half, device, monkeypatch):
     assert [v.dtype for v, *_ in seen[2:]] == [half] and all(p.grad.isfinite().all() for p in m.parameters())
 
 
+def test_autocast_copies_x_once(device):
+    """And no gate's logits are copied to float32: on a GPU each copy takes as long as reading x."""
+    copies = []
+
+    class Copies(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+            if call is torch.ops.aten._to_copy.default:
+                copies.append(args[0].shape)
+            return call(*args, **kwargs or {})
+
+    m, x = layer("decay", torch.float32), torch.randn(2, 5, 8, requires_grad=True) * 1  # autocast keeps copies of leaves
+    with Copies(), torch.autocast(device, torch.bfloat16):
+        m(x)
+    assert [tuple(shape) for shape in copies if len(shape) == 3] == [(2, 5, 8)]
+
+
 @pytest.mark.parametrize("rule", ["decay", "gated", "delta"])
 def test_uniform_gate_initialisation(rule):
     m = DecayingFastWeights(500, 500 if rule != "decay" else 4, rule=rule)

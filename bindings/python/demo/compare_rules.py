@@ -11,18 +11,18 @@ import copy
 import json
 import math
 import pathlib
-import statistics
 import sysconfig
 import time
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 import matplotlib.pyplot as plt
 import torch
-from transformers import DynamicCache, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 import t2fw
 from t2fw import finetune
+from t2fw.generation import generation_cost
 from t2fw.nn import RULES
 
 LENGTHS = (64, 1024, 8192)
@@ -54,23 +54,11 @@ def corpus() -> Tuple[str, str]:
     return finetune.read([f for f in files if f not in held_out]), finetune.read(held_out)
 
 
-@torch.no_grad()
-def token_cost(model: Any, length: int, count: int = 32) -> Tuple[float, int]:
+def token_cost(model: Any, length: int) -> Tuple[float, int]:
     """Milliseconds (median) of a token after `length` tokens, and bytes of the cache then."""
-    def now() -> float:
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    cache, times = DynamicCache(config=model.config), []
-    tokens = torch.randint(len(model.get_input_embeddings().weight), (1, length), device=model.device)
-    model(tokens, cache=cache, use_cache=True, logits_to_keep=1)
-    held = sum(a.nbytes for layer in cache.layers for a in vars(layer).values() if torch.is_tensor(a))
-    for _ in range(count):
-        start = now()
-        model(tokens[:, :1], cache=cache, use_cache=True)
-        times.append((now() - start) * 1e3)
-    return statistics.median(times), held
+    prompt = torch.randint(len(model.get_input_embeddings().weight), (1, length), device=model.device)
+    cost, _, _ = generation_cost(model, prompt)
+    return cost.token_ms, cost.cache_bytes
 
 
 @torch.no_grad()

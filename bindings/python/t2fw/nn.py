@@ -126,6 +126,8 @@ class DecayingFastWeights(nn.Module):
     def _operands(self, x: Tensor, padding_mask: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
         """v, f, q, k, g as t2fw.decay and t2fw.delta take them."""
         B, T, _ = x.shape
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # else every projection does it for itself
         q = self.q(x).view(B, T, -1, self.kdim) * self.kdim**-0.5
         k, v = self.k(x).view(B, T, -1, self.kdim), self.v(x).view(B, T, -1, self.head_dim)
         if self.num_kv_heads != self.num_heads:
@@ -145,5 +147,5 @@ class DecayingFastWeights(nn.Module):
     def _gate(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """[B,T,H,-1], in float32 or, for float64, in that."""
         z = F.linear(x, layer.weight)
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        return (z.to(dtype) + layer.bias.to(dtype)).sigmoid().view(*x.shape[:2], self.num_heads, -1)
+        bias = layer.bias.to(torch.promote_types(z.dtype, torch.float32))  # the sum is of this dtype, with no wide copy of z
+        return (z + bias).sigmoid().view(*x.shape[:2], self.num_heads, -1)
