@@ -30,7 +30,9 @@ struct BackwardArgs {
   SideArgs side[2];  // value, key
   StateOperand initial_state, d_final_state, d_initial_state;
   const int64_t* cu_seqlens;
-  const void* checkpoints;    // `Saved` by forward
+  const void* checkpoints;    // `Saved` by forward; if narrow, rows of saved_row elements, saved_state of them a head
+  int64_t saved_state;
+  int saved_row;
   float* local;               // what `local` leaves of every segment but the first; NULL if a sequence is one segment
   int64_t interval, T, H, segment;  // tokens between saved states (a power of two, at least 16), and in a segment
   int segments, sequences;    // sequences: of a packed batch, else 0

@@ -34,6 +34,12 @@ __device__ __forceinline__ const E* at(const Rows& x, const Place& c, int t, int
          (x.width == 1 ? 0 : column);
 }
 
+// The same of an operand that is `whole`.
+template <class E>
+__device__ __forceinline__ const E* whole_at(const Rows& x, const Place& c, int t, int column) {
+  return static_cast<const E*>(x.data) + c.b * x.b + c.h * x.h + static_cast<uint32_t>(c.first + t) * x.t + column;
+}
+
 // Whether the chunk of an operand can be brought by stage_rows.
 __device__ __forceinline__ bool copied(const Rows& x, const Place& c) { return x.whole && c.count == CHUNK; }
 
@@ -41,11 +47,13 @@ __device__ __forceinline__ bool copied(const Rows& x, const Place& c) { return x
 template <int W, class E, int P>
 __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns) {
   constexpr int each = 16 / sizeof(E), pieces = W / each, rows = 32 / pieces;
+  static_assert(rows <= 4);
   const int lane = threadIdx.x % 32, t = lane / pieces, j = lane % pieces * each;
   if (column + j >= columns) return;
-  const E* from = at<E>(x, c, t, column + j);
+  const E* from = whole_at<E>(x, c, t, column + j);
 #pragma unroll
-  for (int i = 0; i < CHUNK; i += rows, from += rows * x.t) copy_async(&to[i < CHUNK / 2 ? t + i : (t + i) ^ 2][j], from);  // row_of
+  for (int i = 0; i < CHUNK; i += rows, from += rows * x.t)
+    copy_async(i < CHUNK / 2 ? &to[t + i][j] : rows == 4 ? &to[(t + i) ^ 2][j] : &to[t + (i ^ 2)][j], from);  // row_of(t + i)
 }
 
 // The same element by element, for what cannot be copied; `absent` behind the last token.

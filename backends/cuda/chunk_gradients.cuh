@@ -331,9 +331,10 @@ struct ChunkGradients {
     }
     __device__ __forceinline__ void write(const Rows& to, const Place& c, int column, int columns) const {
       if (column + j >= columns) return;
-      const E* const at_t = at<E>(to, c, t, column + j);
+      const E* at_t = whole_at<E>(to, c, t, column + j);
+      const int64_t step = together * to.t;
 #pragma unroll
-      for (int i = 0; i < count; ++i) store_line(at_t + i * together * to.t, line[i]);
+      for (int i = 0; i < count; ++i, at_t += step) store_line(at_t, line[i]);
     }
   };
 

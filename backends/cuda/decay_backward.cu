@@ -147,6 +147,8 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       {a.d_initial_state, p.d_initial_state_strides, wide},
       a.cu_seqlens,
       a.saved,
+      p.D * SavedRow::width(p.K),
+      static_cast<int>(SavedRow::width(p.K)),
       segments_ > 1 ? static_cast<float*>(a.scratch) : nullptr,
       saved_.interval,
       p.T,

@@ -128,8 +128,9 @@ struct HeadBackward : ChunkGradients<T, G> {
 
   // Every warp brings its part of the state before block `block`.
   __device__ __forceinline__ void stage_state(int block, int warp) const {
-    const int D = memory.side[0].width, K = memory.side[1].width, lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32;
     if (block == 0) {
+      const int D = memory.side[0].width, K = memory.side[1].width;
       State S;
       if (warp >= SWEEP_WARPS) return;
       S.load(p.initial_state, n, h, first_value + row_of_warp(warp), first_key + key_of_warp(warp), D, K);
@@ -138,12 +139,11 @@ struct HeadBackward : ChunkGradients<T, G> {
       });
       return;
     }
-    const int width = static_cast<int>(SavedRow::width(K));
     constexpr int pieces = SLICE / SavedRow::PIECE, rows = 32 / pieces;
     const int d = warp * rows + lane / pieces, at = lane % pieces * SavedRow::PIECE;
-    if (first_value + d >= D || first_key + at >= width) return;
-    const int64_t number = (sequence.checkpoint + block - 1) * p.H + h;
-    copy_async(&memory.saved[d][at], static_cast<const T*>(p.checkpoints) + (number * D + first_value + d) * width + first_key + at);
+    if (first_value + d >= p.side[0].width || first_key + at >= p.saved_row) return;
+    const T* const saved = static_cast<const T*>(p.checkpoints) + ((sequence.checkpoint + block - 1) * p.H + h) * p.saved_state;
+    copy_async(&memory.saved[d][at], saved + (first_value + d) * p.saved_row + first_key + at);
   }
 
   // A warp's part of a block's operands and of the state before it.
@@ -201,9 +201,9 @@ struct HeadBackward : ChunkGradients<T, G> {
   __device__ __forceinline__ void run_local(State& R, Local& local, int first, int last) const {
     const int warp = threadIdx.x / 32;
     init();
+    __syncthreads();
+    stage_desk(last - 1, Need::sinks, warp / 2, warp % 2);
     for (int block = last - 1; block >= first; --block) {
-      __syncthreads();
-      stage_desk(block, Need::sinks, warp / 2, warp % 2);
       wait_all_copies();
       __syncthreads();
       if (warp < DESKS) {
@@ -212,6 +212,7 @@ struct HeadBackward : ChunkGradients<T, G> {
         *reinterpret_cast<float2*>(&desk.all[column]) = scale_sinks(desk.x, desk.a, desk.sinks, column);
       }
       __syncthreads();
+      if (block > first) stage_desk(block - 1, Need::sinks, warp / 2, warp % 2);
       if (warp >= SWEEP_WARPS) back(R, warp, false, &local);
     }
   }
