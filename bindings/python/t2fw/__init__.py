@@ -123,6 +123,8 @@ def _step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type
         raise TypeError("state is None; expected an array")
     in_place = out_state is state
     *arrays, out = _arrays(v=v, f=f, q=q, k=k, g=g, state=state, slot_indices=slot_indices, out_state=out_state)
+    if out is not None and out is out_state and not out.flags.writeable:
+        raise ValueError("out_state is read-only; expected an array that can be written to")
     if in_place:
         out = arrays[5]
     elif out is None:
