@@ -168,10 +168,11 @@ def draw(trained: List[Point], generated: List[Point], title: str, path: str) ->
         (panels[2], generated, "batch", lambda p: p["cache_bytes"] / MIB, "cache or state, MiB"),
     ):
         for color, name in enumerate(MODELS):
-            for style, kind in zip(("-", "--", ":", "-."), sorted({p[mode] for p in points})):
+            for number, kind in enumerate(sorted({p[mode] for p in points})):
                 line = [(p["length"], value(p)) for p in points if p["model"] == name and p[mode] == kind]
                 if line:
-                    panel.plot(*zip(*sorted(line)), style, color=f"C{color}", marker="o", label=f"{name}, {mode}: {kind}")
+                    panel.plot(*zip(*sorted(line)), ("-", "--", ":", "-.")[number % 4], color=f"C{color}", marker="o",
+                               label=f"{name}, {mode}: {kind}")
         panel.set_xscale("log", base=2)
         panel.set(yscale="log", xlabel="tokens", ylabel=label)
         panel.legend(fontsize="small")

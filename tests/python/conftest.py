@@ -1,4 +1,10 @@
+import os
+
 import pytest
+
+# torch.compile keeps graphs on disk, by the operators a program calls: not by what their gradients call, or save, in this build.
+for _cache in ("AUTOGRAD", "FX_GRAPH"):
+    os.environ[f"TORCHINDUCTOR_{_cache}_CACHE"] = "0"
 
 import t2fw
 

@@ -156,5 +156,15 @@ def test_gpu_tensor_needs_gpu_build():
         t2fw.decay(a, None, a, a, None)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_out_state_is_read_only(in_place):
+    state = np.ones((2, 2, 4, 5))
+    out = state if in_place else state.copy()
+    out.flags.writeable = False
+    with raises(V, "out_state is read-only; expected an array that can be written to"):
+        t2fw.decay_step(*(X[n][:, 0] for n in "vfqkg"), state, out_state=out)
+    assert (out == 1).all()
+
+
 def test_unsupported_is_not_implemented():
     assert issubclass(t2fw.UnsupportedError, NotImplementedError)

@@ -321,10 +321,55 @@ def test_step_is_the_operator(rule, slots, where):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_second_derivative_is_an_error(rule):
-    x = tensors(inputs(1, 5, 1, 2, 3))
-    (d_v,) = torch.autograd.grad(call(rule, x)[0].pow(2).sum(), x["v"], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
-        d_v.sum().backward()
+    """Also where the loss is linear in y, so that what comes to the backward has no graph of its own; see a penalty."""
+    x, names = tensors(inputs(1, 5, 1, 2, 3)), (*RULES[rule], "initial_state")
+    for power in (1, 2):
+        loss = call(rule, x)[0].pow(power).sum()
+        want = torch.autograd.grad(loss, [x[n] for n in names], retain_graph=True)
+        got = torch.autograd.grad(loss, [x[n] for n in names], create_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(got, want))
+        with pytest.raises(RuntimeError, match=f"the gradient of t2fw::{rule} cannot be differentiated"):
+            (loss + got[0].pow(2).sum()).backward()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_forward_mode_is_an_error(rule):
+    x = tensors(inputs(2, 1, 1, 2, 3), grad=False)
+    step = {n: a if n == "initial_state" else a[:, 0] for n, a in x.items()}
+    for function, a in ((t2fw.__dict__[rule], x), (t2fw.__dict__[rule + "_step"], step)):
+        args = [a[n] for n in (*RULES[rule], "initial_state")]
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+            torch.func.jvp(lambda first: function(first, *args[1:])[0], (args[0],), (torch.ones_like(args[0]),))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("grad", [False, True])
+def test_jit_trace(rule, grad):
+    x, new = (tensors(inputs(2, 1, 2, 3, 4, seed=seed), grad=grad) for seed in (0, 1))
+    for function in (t2fw.__dict__[rule], lambda *a: t2fw.__dict__[rule + "_step"](*(b[:, 0] for b in a[:-1]), a[-1])):
+        args, others = (tuple(a[n] for n in (*RULES[rule], "initial_state")) for a in (x, new))
+        traced = torch.jit.trace(function, args, check_trace=False)
+        assert all(torch.equal(a, b) for a, b in zip(traced(*others), function(*others)))
+
+
+def test_wrong_gradients_are_errors():
+    x = tensors(inputs(2, 5, 2, 3, 4), grad=False)
+    args = [x[n] for n in RULES["decay"]]
+    y, final, saved = torch.ops.t2fw.decay(*args, None, None, True, None, False)
+    for d_y, d_final, message in (
+        (y[:1], None, r"d_y has shape \[1, 5, 2, 3\]; expected the shape of y = \[2, 5, 2, 3\]"),
+        (y.float(), None, "d_y has dtype float32; expected float64, as y"),
+        (y, final[:, :1], r"d_final_state has shape \[2, 1, 3, 4\]; expected the shape of final_state = \[2, 2, 3, 4\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            torch.ops.t2fw.decay_backward(*args, None, None, saved, d_y, d_final, None, False)
+
+
+def test_a_tensor_without_memory_is_an_error():
+    x = tensors(inputs(2, 5, 2, 3, 4), grad=False)
+    x["v"].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"a tensor of shape \[2, 5, 2, 3\] has no memory"):
+        call("decay", x)
 
 
 def everything(rule, x):

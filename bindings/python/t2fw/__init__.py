@@ -4,10 +4,10 @@ decay:  S_t = (f_t (x) g_t) o S_{t-1} + v_t (x) k_t,   y_t = S_t q_t
 delta:  y_t = S_{t-1} q_t,   S_t = S_{t-1} + (v_t - S_{t-1} k_t) (x) k_t
 
 v, f, y are [B,T,H,D]; q, k, g are [B,T,H,K]; a state is [B,H,D,K]. A gate is a raw multiplier of any value; it may be
-None (counts as 1), [B,T,H,1] or full width. Arrays are NumPy arrays, torch tensors (differentiable, CPU or GPU), or CPU
-objects with __dlpack__, for which the results are NumPy arrays. Strides are free; an array whose last dimension is not
-contiguous is copied first. States are float32 beside 16-bit data, else of the data's dtype; the dtype of an initial
-state that is given wins. `backend` names one of `backends()`; None takes the first that accepts.
+None (counts as 1), [B,T,H,1] or full width. Arrays are NumPy arrays, torch tensors (CPU or GPU; differentiable once, in
+reverse mode), or CPU objects with __dlpack__, for which the results are NumPy arrays. Strides are free; an array whose
+last dimension is not contiguous is copied first. States are float32 beside 16-bit data, else of the data's dtype; the
+dtype of an initial state that is given wins. `backend` names one of `backends()`; None takes the first that accepts.
 
 Errors: ValueError for a wrong argument, UnsupportedError where every backend declines (with each one's reason).
 """
@@ -123,6 +123,8 @@ def _step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type
         raise TypeError("state is None; expected an array")
     in_place = out_state is state
     *arrays, out = _arrays(v=v, f=f, q=q, k=k, g=g, state=state, slot_indices=slot_indices, out_state=out_state)
+    if out is not None and out is out_state and not out.flags.writeable:
+        raise ValueError("out_state is read-only; expected an array that can be written to")
     if in_place:
         out = arrays[5]
     elif out is None:

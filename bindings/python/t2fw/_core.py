@@ -195,9 +195,15 @@ def forward(lib: Any, rule: str, arrays: Sequence[Any], options: Options, save: 
 
 @functools.lru_cache(maxsize=1024)
 def _backward_plan(p: Problem, d_y: Any, d_final_state: Any) -> Tuple[_t2fw.Plan, bool, bool]:
-    """For two keys -> the plan, and which of the two have to be copied."""
+    """For two keys -> the plan, and which of the two have to be copied. Errors: as `problem`."""
     given = {"d_y": d_y, "d_final_state": d_final_state}
     layouts = {name: p.lib.layout(key) for name, key in given.items() if key is not None}
+    v = p.layouts["v"]
+    for name, shape, dtype in (("d_y", v.shape, p.data), ("d_final_state", p.state_shape, p.state)):
+        if name in layouts:
+            _expect(name, layouts[name], shape, f"the shape of {name[2:]}", v)
+            if layouts[name].dtype != dtype:
+                raise ValueError(f"{name} has dtype {layouts[name].dtype}; expected {dtype}, as {name[2:]}")
     plan = p.plan_for(layouts)
     copied = [name in layouts and not layouts[name].rows for name in given]
     if (plan.backend, plan.saved_size) != (p.plan.backend, p.plan.saved_size):  # saved is in the layout of p.plan

@@ -4,10 +4,18 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _core, _t2fw
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def _no_memory(a: Tensor) -> int:
+    """The address of a tensor that has none."""
+    if a.numel():
+        raise ValueError(f"a tensor of shape {list(a.shape)} has no memory; expected one whose elements are there")
+    return 0
 
 
 class Torch:
@@ -26,7 +34,7 @@ class Torch:
 
     @staticmethod
     def run(method: Any, arrays: Sequence[Any], *numbers: int) -> None:
-        addresses, v = tuple([None if a is None else a.data_ptr() for a in arrays]), arrays[0]
+        addresses, v = tuple([None if a is None else a.data_ptr() or _no_memory(a) for a in arrays]), arrays[0]
         if v.is_cpu:
             method(addresses, *numbers, 0)
             return
@@ -122,6 +130,11 @@ def _define(rule: str) -> None:
         schema=_schema(rule, "Tensor? initial_state, Tensor? cu_seqlens, Tensor saved, Tensor d_y, Tensor? d_final_state, "
                        + _OPTIONS, "Tensor[]"))
     backward_op.register_fake(backward_fake)
+
+    def second_derivative(*args: Any) -> None:
+        raise RuntimeError(f"the gradient of t2fw::{rule} cannot be differentiated: there are no second derivatives")
+
+    backward_op.register_autograd(second_derivative)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         *arrays, ctx.rule_save, backend, invariant = inputs
@@ -225,9 +238,17 @@ def _differentiable(*tensors: Optional[Tensor]) -> bool:
     return False
 
 
+def _no_tangents(*tensors: Optional[Tensor]) -> None:
+    """Without a gradient to take, PyTorch would drop them in silence."""
+    if any(a is not None and forward_ad.unpack_dual(a).tangent is not None for a in tensors):
+        raise NotImplementedError("t2fw has no forward-mode derivatives; expected tensors without tangents")
+
+
 def _plain(*tensors: Optional[Tensor]) -> bool:
-    """Whether nobody has to see a call as an operator: no compiler, no mode, no transform, no tensors of other classes."""
+    """Whether nobody has to see a call as an operator: no compiler or tracer, mode, transform, or tensors of other classes."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._get_tracing_state() is not None:  # of torch.jit.trace, which would keep an output and not who writes it
         return False
     for a in tensors:
         if not (a is None or type(a) is Tensor or type(a) is torch.nn.Parameter):
@@ -248,18 +269,22 @@ class _Parallel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_y: Optional[Tensor], d_final_state: Optional[Tensor]) -> Tuple[Any, ...]:
-        return (_once_differentiable if torch.is_grad_enabled() else _gradients)(ctx, d_y, d_final_state)
+        *arrays, saved = ctx.saved_tensors
+        if d_y is None:
+            d_y = torch.zeros_like(arrays[0])
+        # who keeps the graph of a gradient gets the operator's, which raises: that of nothing at all would count as zero
+        compute = _core.backward if _plain(d_y, d_final_state) and not torch.is_grad_enabled() else _backward_operator
+        return (None, None, *compute(Torch, ctx.rule, arrays, ctx.options, saved, d_y, d_final_state), None)
 
 
-def _gradients(ctx: Any, d_y: Optional[Tensor], d_final_state: Optional[Tensor]) -> Tuple[Any, ...]:
-    *arrays, saved = ctx.saved_tensors
-    if d_y is None:
-        d_y = torch.zeros_like(arrays[0])
-    return (None, None, *_core.backward(Torch, ctx.rule, arrays, ctx.options, saved, d_y, d_final_state), None)
-
-
-# Takes a while, and is needed only where somebody keeps the graph of a gradient.
-_once_differentiable = torch.autograd.function.once_differentiable(_gradients)
+def _backward_operator(_: Any, rule, arrays, options, saved, d_y, d_final_state):  # type: ignore[no-untyped-def]
+    """As _core.backward."""
+    x = dict(zip((*_core.OPERANDS, "cu_seqlens"), arrays))
+    inputs = {n: x[n] for n in (*_INPUTS[rule], "initial_state", "cu_seqlens")}
+    op = getattr(torch.ops.t2fw, rule + "_backward")
+    each = iter(op(*inputs.values(), saved, d_y, d_final_state, *options))
+    d = {n: next(each) for n, a in inputs.items() if a is not None and n != "cu_seqlens"}
+    return list(map(d.get, _core.OPERANDS))
 
 
 def parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, options):  # type: ignore[no-untyped-def]
@@ -268,6 +293,8 @@ def parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, options):  # type: 
         if a is not None and not isinstance(a, Tensor):
             raise TypeError(f"{name} is a {type(a).__name__}; expected a torch tensor, as v")
     arrays = (v, f, q, k, g, initial_state, cu_seqlens)
+    if forward_ad._current_level >= 0:
+        _no_tangents(*arrays)
     save = _differentiable(*arrays)
     if _plain(*arrays):
         return _Parallel.apply(rule, options, *arrays) if save else _core.forward(Torch, rule, arrays, options, False)[:2]
@@ -283,6 +310,8 @@ def step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type:
     for name, a in (("state", state), ("slot_indices", slot_indices), ("out_state", out_state)):
         if not isinstance(a, Tensor) and (a is not None or name == "state"):
             raise TypeError(f"{name} is a {type(a).__name__}; expected a torch tensor, as v")
+    if forward_ad._current_level >= 0:
+        _no_tangents(v, f, q, k, g, state, out_state)
     save = _differentiable(v, f, q, k, g, state, out_state)
     if save and out_state is not None:
         raise ValueError("out_state cannot be given where a gradient is wanted; leave it out or use torch.no_grad()")
