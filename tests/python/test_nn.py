@@ -131,6 +131,15 @@ def test_gates_are_float32(rule, half, device, monkeypatch):
     assert [v.dtype for v, *_ in seen[2:]] == [half] and all(p.grad.isfinite().all() for p in m.parameters())
 
 
+def test_gates_are_modules_that_are_called():
+    """Hooks on them, and what replaces them, see float32 logits."""
+    layer, seen = DecayingFastWeights(8, 2).bfloat16(), []
+    for gate in (layer.f, layer.g):
+        gate.register_forward_hook(lambda module, inputs, logits: seen.append((logits.dtype, logits.shape)))
+    layer(torch.randn(2, 3, 8, dtype=torch.bfloat16))
+    assert seen == [(torch.float32, (2, 3, 8))] * 2
+
+
 def test_autocast_copies_x_once(device):
     """And no gate's logits are copied to float32: on a GPU each copy takes as long as reading x."""
     copies = []

@@ -16,6 +16,15 @@ def expect(name: str, got: object, good: bool, expected: str) -> None:
         raise ValueError(f"{name} is {got!r}; expected {expected}")
 
 
+class GateLogits(nn.Linear):
+    """A linear layer whose bias is added in float32 (float64 for float64), which its result then is of: x [..,in_features] ->
+    [..,out_features]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.linear(x, self.weight)
+        return z + self.bias.to(torch.promote_types(z.dtype, torch.float32))  # no wide copy of z
+
+
 class DecayingFastWeights(nn.Module):
     """Causal token mixing with a state of constant size: attention's projections, and a recurrence for its softmax.
 
@@ -72,9 +81,9 @@ class DecayingFastWeights(nn.Module):
         self.q = nn.Linear(embed_dim, num_heads * kdim, bias)
         self.k = nn.Linear(embed_dim, num_kv_heads * kdim, bias)
         self.v = nn.Linear(embed_dim, num_kv_heads * head_dim, bias)
-        self.f = nn.Linear(embed_dim, num_heads * head_dim) if rule == "decay" else None
-        self.g = nn.Linear(embed_dim, num_heads * kdim) if rule == "decay" else None
-        self.a = nn.Linear(embed_dim, num_heads) if rule in ("gated", "delta") else None
+        self.f = GateLogits(embed_dim, num_heads * head_dim) if rule == "decay" else None
+        self.g = GateLogits(embed_dim, num_heads * kdim) if rule == "decay" else None
+        self.a = GateLogits(embed_dim, num_heads) if rule in ("gated", "delta") else None
         self.out = nn.Linear(num_heads * head_dim, embed_dim, bias)
         self.dropout = nn.Dropout(dropout)
         self.reset_gates()
@@ -144,8 +153,6 @@ class DecayingFastWeights(nn.Module):
             f, g = (None if a is None else a.masked_fill(padding, 1) for a in (f, g))
         return v, f, q, k, g
 
-    def _gate(self, layer: nn.Linear, x: Tensor) -> Tensor:
+    def _gate(self, logits: nn.Module, x: Tensor) -> Tensor:
         """[B,T,H,-1], in float32 or, for float64, in that."""
-        z = F.linear(x, layer.weight)
-        bias = layer.bias.to(torch.promote_types(z.dtype, torch.float32))  # the sum is of this dtype, with no wide copy of z
-        return (z + bias).sigmoid().view(*x.shape[:2], self.num_heads, -1)
+        return logits(x).sigmoid().view(*x.shape[:2], self.num_heads, -1)
