@@ -171,8 +171,9 @@ struct ChunkGradients {
           s[i] = bits(narrow<T>(widen(piece) * *reinterpret_cast<const float2*>(&other.all[column])));
         else s[i] = bits(__hmul2(piece, *reinterpret_cast<const P*>(&other.gates[column])));
       }
-      multiply_add<T>(low, s, r[0], r[2]);
-      multiply_add<T>(high, s, r[1], r[3]);
+      // R's halves are right operands as they lie
+      multiply_add<T>(low, s[0], s[1], r[0]), multiply_add<T>(low, s[2], s[3], r[2]);
+      multiply_add<T>(high, s[0], s[1], r[1]), multiply_add<T>(high, s[2], s[3], r[3]);
     }
     const int g = lane / 4, holder = g * 4 + g / 2;  // of the diagonal
     passing[0] = __shfl_sync(~0u, g % 2 ? low[1] : low[0], holder);
