@@ -13,6 +13,12 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
+cudaLaunchConfig_t config(dim3 grid, unsigned threads, size_t memory, cudaStream_t stream) {
+  cudaLaunchConfig_t how{};
+  how.gridDim = grid, how.blockDim = dim3(threads), how.dynamicSmemBytes = memory, how.stream = stream;
+  return how;
+}
+
 bool tensor_cores(const Problem& p) {
   int memory = 0;
   check(cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, p.device_index));
