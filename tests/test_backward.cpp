@@ -1,4 +1,5 @@
-// Every gradient equals the oracle's, is written everywhere, and has the same bits twice.
+// Every gradient equals the oracle's, is written everywhere, and has the same bits twice. An absent state changes nothing
+// else.
 #include "harness.hpp"
 
 namespace test {
@@ -40,6 +41,62 @@ TEST_P(Backward, EqualsOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Backward, testing::ValuesIn(parameters(all_cases())), parameter_name);
+
+class OptionalStates : public testing::TestWithParam<Parameter> {
+ protected:
+  // What both have is the same; what one left out is not compared.
+  static void expect_same(const Session& got, const Session& want) {
+    const std::pair<const char*, Operand Session::*> outputs[] = {
+        {"y", &Session::y}, {"final_state", &Session::final_state}, {"d_v", &Session::d_v}, {"d_f", &Session::d_f},
+        {"d_q", &Session::d_q}, {"d_k", &Session::d_k}, {"d_g", &Session::d_g},
+        {"d_initial_state", &Session::d_initial_state}};
+    for (const auto& [name, output] : outputs)
+      if (got.*output && want.*output) {
+        EXPECT_EQ((got.*output).read(), (want.*output).read()) << name;
+      }
+  }
+};
+
+TEST_P(OptionalStates, ThatAreNotAskedForChangeNothing) {
+  const auto& [backend, c] = GetParam();
+  const Tensors x = make_inputs(c);
+  Session all(backend, c, x), some(backend, c, x);
+  T2FW_NEED_PLAN(all);
+  some.final_state = some.d_initial_state = Operand();
+  for (Session* run : {&all, &some}) {
+    run->forward();
+    run->backward();
+  }
+  if (HasFatalFailure()) return;
+  expect_same(some, all);
+}
+
+TEST_P(OptionalStates, ThatAreAbsentAreZeros) {
+  const auto& [backend, c] = GetParam();
+  if (!c.initial) GTEST_SKIP() << "from zero";
+  for (const bool initial : {true, false}) {
+    Tensors x = make_inputs(c);
+    Values& absent = initial ? x.initial_state : x.d_final_state;
+    absent.assign(absent.size(), 0);
+    Session zeros(backend, c, x), without(backend, c, x);
+    T2FW_NEED_PLAN(zeros);
+    (initial ? without.initial_state : without.d_final_state) = Operand();
+    for (Session* run : {&zeros, &without}) {
+      run->forward();
+      run->backward();
+    }
+    if (HasFatalFailure()) return;
+    expect_same(without, zeros);
+  }
+}
+
+// The reference takes long, and long sequences as it does short ones.
+std::vector<Parameter> without_long_ones_of_the_reference() {
+  std::vector<Parameter> kept = parameters(all_cases());
+  std::erase_if(kept, [](const Parameter& p) { return p.backend.name == "reference" && p.problem.T > 530; });
+  return kept;
+}
+INSTANTIATE_TEST_SUITE_P(All, OptionalStates, testing::ValuesIn(without_long_ones_of_the_reference()), parameter_name);
 
 }  // namespace
 }  // namespace test

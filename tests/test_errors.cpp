@@ -433,5 +433,22 @@ TEST(ErrorsOfDevice, WithoutItsBackendNamesThePreset) {
   EXPECT_EQ(plan, nullptr);
 }
 
+class ErrorsOfSize : public testing::TestWithParam<Backend> {};
+
+TEST_P(ErrorsOfSize, MoreThreadBlocksThanALaunchHasAreDeclined) {
+  const Backend& backend = GetParam();
+  if (backend.name != "cuda") GTEST_SKIP() << "it takes every size";
+  if (!memory_of(backend.device).present()) GTEST_SKIP() << "no device is present for " << backend.name;
+  const Case c{T2FW_DECAY, T2FW_BF16, T2FW_FP32, T2FW_FP32, T2FW_GATE_FULL, T2FW_GATE_FULL, 1 << 20, 1, 1 << 9, 64, 64};
+  const t2fw_descriptor d = describe(backend, c);
+  t2fw_plan* plan = nullptr;
+  expect_error(t2fw_plan_create(&d, &plan), NO,
+               "...there must be at most 2147483647 thread blocks, for the tiles and segments of all heads; there may be "
+               "2147483648: split the batch...");
+  EXPECT_EQ(plan, nullptr);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ErrorsOfSize, testing::ValuesIn(backends()), backend_name);
+
 }  // namespace
 }  // namespace test

@@ -64,8 +64,7 @@ class CudaExecutor final : public Executor {
 };
 
 class CudaBackend final : public Backend {
-  static constexpr int64_t most_heads = 1 << 22;   // thread blocks of all tiles are counted in 32 bits
-  static constexpr int64_t most_tokens = 1 << 30;  // as are tokens
+  static constexpr int64_t most_tokens = 1 << 30;  // tokens are counted in 32 bits
 
  public:
   const char* name() const override { return "cuda"; }
@@ -78,11 +77,11 @@ class CudaBackend final : public Backend {
     if (p.data_dtype == T2FW_FP64) return "data_dtype must be T2FW_FP32, T2FW_FP16 or T2FW_BF16";
     if (p.K > cuda::largest_plain_key)
       return "K must be at most " + std::to_string(cuda::largest_plain_key) + " here; K is " + std::to_string(p.K);
-    if (sequence_count(p) * p.H > most_heads)
-      return "there must be at most " + std::to_string(most_heads) + " heads of sequences; there are " +
-             std::to_string(sequence_count(p) * p.H);
     if (p.T > most_tokens)
       return "T must be at most " + std::to_string(most_tokens) + " here; T is " + std::to_string(p.T);
+    if (const int64_t blocks = cuda::most_blocks(p); blocks > INT32_MAX)
+      return "there must be at most " + std::to_string(INT32_MAX) + " thread blocks, for the tiles and segments of all "
+             "heads; there may be " + std::to_string(blocks) + ": split the batch";
     int memory = 0;
     cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, p.device_index);
     if (memory < cuda::plain_shared_memory)

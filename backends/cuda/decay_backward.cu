@@ -57,28 +57,23 @@ class Launch {
     const auto together = static_cast<unsigned>(use.cluster ? tiles : 1);
     cluster_.id = cudaLaunchAttributeClusterDimension;
     cluster_.val.clusterDim.x = 1, cluster_.val.clusterDim.y = together, cluster_.val.clusterDim.z = 1;
-    config_.gridDim = dim3(static_cast<unsigned>(heads * tiles / together), together);
-    config_.blockDim = dim3(use.threads);
-    config_.dynamicSmemBytes = use.memory;
-    config_.stream = stream;
-    config_.attrs = &cluster_;
-    config_.numAttrs = together > 1;
+    how_ = config(dim3(static_cast<unsigned>(heads * tiles / together), together), use.threads, use.memory, stream);
+    how_.attrs = &cluster_;
+    how_.numAttrs = together > 1;
   }
   Launch(const Launch&) = delete;
   Launch& operator=(const Launch&) = delete;
-  void operator()(void (*kernel)(BackwardArgs), const BackwardArgs& args) const {
-    check(cudaLaunchKernelEx(&config_, kernel, args));
-  }
+  operator const cudaLaunchConfig_t&() const { return how_; }
   // Clusters that the GPU has room for.
   int clusters(void (*kernel)(BackwardArgs)) const {
     int count = 0;
-    check(cudaOccupancyMaxActiveClusters(&count, kernel, &config_));
+    check(cudaOccupancyMaxActiveClusters(&count, kernel, &how_));
     return std::max(count, 1);  // none: the launch will say so
   }
 
  private:
   cudaLaunchAttribute cluster_{};
-  cudaLaunchConfig_t config_{};
+  cudaLaunchConfig_t how_{};
 };
 
 }  // namespace
@@ -159,11 +154,10 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       states,
       static_cast<int>(kept_)};
   const int64_t each = tiles(p.D) * tiles(p.K);
-  const Launch launch(use, blocks_ / each, each, stream);
-  if (segments_ > 1) launch(use.local, args);
-  launch(use.backward, args);
-  if (most) use.sum<<<dim3(static_cast<unsigned>((most + 255) / 256), 5), 256, 0, stream>>>(sums);
-  check(cudaGetLastError());
+  const Launch how(use, blocks_ / each, each, stream);
+  if (segments_ > 1) launch(how, use.local, args);
+  launch(how, use.backward, args);
+  if (most) launch(config(dim3(static_cast<unsigned>((most + 255) / 256), 5), 256, 0, stream), use.sum, sums);
 }
 
 }  // namespace t2fw::cuda

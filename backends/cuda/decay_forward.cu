@@ -65,10 +65,9 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
                          static_cast<int>(segments_),
                          static_cast<int>(p.sequences)};
   const ForwardKernels use = choose(p, plain_);
-  const auto grid = static_cast<unsigned>(blocks_);
-  if (segments_ > 1) use.local<<<grid, use.threads, use.memory, stream>>>(args);
-  use.forward<<<grid, use.threads, use.memory, stream>>>(args);
-  check(cudaGetLastError());
+  const auto how = config(static_cast<unsigned>(blocks_), use.threads, use.memory, stream);
+  if (segments_ > 1) launch(how, use.local, args);
+  launch(how, use.forward, args);
 }
 
 }  // namespace t2fw::cuda

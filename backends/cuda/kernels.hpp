@@ -11,6 +11,9 @@ namespace t2fw::cuda {
 inline constexpr int64_t largest_key = 128, largest_plain_key = 256;
 inline constexpr int shared_memory = 227 * 1024, plain_shared_memory = 99 * 1024;
 
+// Thread blocks of any launch of a plan, at most, whatever the GPU. A launch counts them in 31 bits.
+int64_t most_blocks(const Problem& p);
+
 // The states that forward saves for backward, before every interval-th token of a sequence (core/checkpoints.hpp). narrow:
 // for tensor cores, which take them as operands: [slots][H][D] rows (SavedRow) as the data; else [slots][H][K][D] in fp32.
 struct Saved {

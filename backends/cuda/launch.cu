@@ -13,6 +13,12 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
+cudaLaunchConfig_t config(dim3 grid, unsigned threads, size_t memory, cudaStream_t stream) {
+  cudaLaunchConfig_t how{};
+  how.gridDim = grid, how.blockDim = dim3(threads), how.dynamicSmemBytes = memory, how.stream = stream;
+  return how;
+}
+
 bool tensor_cores(const Problem& p) {
   int memory = 0;
   check(cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, p.device_index));
@@ -38,6 +44,16 @@ int multiprocessors(const Problem& p) {
   int count = 0;
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, p.device_index));
   return count;
+}
+
+int64_t most_blocks(const Problem& p) {
+  // A head's tiles: backward's, of 64 values by 64 keys, are as many as these or fewer; forward's slices have 16 values or
+  // more, step's 32.
+  static_assert(SLICE == 64 && largest_plain_key == 4 * SLICE);
+  const int64_t tiles = (p.D + SLICE - 1) / SLICE * 4;
+  const int64_t segments = p.sequences ? 1 : std::max<int64_t>(1, p.T / SEGMENT);  // see cut
+  const int64_t elements = p.B * p.T * p.H * std::max(p.D, p.K);                   // sum_parts takes 256 a block
+  return std::max(sequence_count(p) * p.H * tiles * segments, (elements + 255) / 256);
 }
 
 Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple) {

@@ -1,13 +1,22 @@
 // What the launches of the native kernels share.
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #include "chunk.cuh"
 
 namespace t2fw::cuda {
 
 void check(cudaError_t error);
+
+// How a kernel is launched; memory: its shared bytes.
+cudaLaunchConfig_t config(dim3 grid, unsigned threads, size_t memory, cudaStream_t stream);
+// The one way to launch. Its status is this launch's own: cudaGetLastError's may be an application's earlier one.
+template <class Args>
+void launch(const cudaLaunchConfig_t& how, void (*kernel)(Args), const Args& args) {
+  check(cudaLaunchKernelEx(&how, kernel, args));
+}
+
 // Whether the kernels on tensor cores can take the plan: they need 16-bit data and shared memory. The plain ones take every
 // plan; forward and backward are chosen apart, as their saved states are the same.
 bool tensor_cores(const Problem& p);

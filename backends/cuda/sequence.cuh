@@ -19,7 +19,7 @@ __device__ __forceinline__ Sequence sequence_at(const Args& p, int64_t n) {
   if (p.sequences) {
     const auto clamp = [&](int64_t x) { return x < 0 ? 0 : x > T ? T : static_cast<int>(x); };
     const int begin = clamp(p.cu_seqlens[n]), end = clamp(p.cu_seqlens[n + 1]);
-    s = {0, begin, end > begin ? end - begin : 0, begin / p.interval + n};
+    s = {0, begin, end > begin ? end - begin : 0, begin / p.interval};
   }
   return s;
 }

@@ -170,8 +170,7 @@ void step(const Problem& p, const t2fw_step_args& a, cudaStream_t stream) {
   const bool vector = args.q.whole && args.k.whole && (args.g.whole || args.g.width <= 1) &&
                       aligned(a.initial_state, p.initial_state_strides, bytes) &&
                       aligned(a.final_state, p.final_state_strides, bytes);
-  choose(p, vector)<<<static_cast<unsigned>(blocks), THREADS, 0, stream>>>(args);
-  check(cudaGetLastError());
+  launch(config(static_cast<unsigned>(blocks), THREADS, 0, stream), choose(p, vector), args);
 }
 
 }  // namespace t2fw::cuda

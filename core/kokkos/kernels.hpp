@@ -42,7 +42,7 @@ KOKKOS_INLINE_FUNCTION Sequence sequence_at(const Problem& p, const int64_t* cu_
   if (!cu_seqlens) return {n, 0, p.T, p.T ? n * ((p.T - 1) / interval) : 0};
   const auto clamp = [&](int64_t x) { return x < 0 ? 0 : x > p.T ? p.T : x; };
   const int64_t begin = clamp(cu_seqlens[n]), end = clamp(cu_seqlens[n + 1]);
-  return {0, begin, end > begin ? end - begin : 0, begin / interval + n};
+  return {0, begin, end > begin ? end - begin : 0, begin / interval};
 }
 
 KOKKOS_INLINE_FUNCTION Window block_window(const Sequence& s, int64_t h, int64_t first, int column, int columns) {
