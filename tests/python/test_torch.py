@@ -342,6 +342,43 @@ def test_forward_mode_is_an_error(rule):
             torch.func.jvp(lambda first: function(first, *args[1:])[0], (args[0],), (torch.ones_like(args[0]),))
 
 
+def function_of_v(rule, step):
+    """A call or a step, of v alone, and v."""
+    x = tensors(inputs(2, 1, 1, 2, 3), grad=False)
+    x = {n: a[:, 0] if step and n != "initial_state" else a for n, a in x.items()}
+    function, names = t2fw.__dict__[rule + "_step" * step], (*RULES[rule], "initial_state")
+    return lambda v: function(*({**x, "v": v}[n] for n in names))[0], x["v"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("step", [False, True])
+def test_gradients_of_transforms_are_errors(rule, step):
+    f, v = function_of_v(rule, step)
+    for transformed in (torch.func.grad(lambda v: f(v).sum()), torch.func.jacrev(f),
+                        torch.func.grad(lambda v: torch.vmap(f)(v[None]).sum())):
+        with pytest.raises(NotImplementedError, match="no gradients of torch.func; expected those of torch.autograd"):
+            transformed(v)
+    y = f(v.requires_grad_())
+    d = torch.stack([y, y]).detach()
+    with pytest.raises(NotImplementedError, match="no batched gradients; expected one at a time"):
+        torch.autograd.grad(y, v, d, is_grads_batched=True, retain_graph=True)
+    with pytest.raises(NotImplementedError, match="no batched gradients; expected one at a time"):
+        torch.vmap(lambda d: torch.autograd.grad(y, v, d, retain_graph=True))(d)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("step", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_vmap(rule, step, grad):
+    """One call after the other; the gradient is that of each, also where what is mapped over alone wants one."""
+    f, v = function_of_v(rule, step)
+    v = torch.stack([v, v * 2]).requires_grad_(grad)
+    got, want = torch.vmap(f)(v), torch.stack([f(a) for a in v])
+    assert torch.equal(got, want)
+    if grad:
+        assert torch.equal(*(torch.autograd.grad(y.pow(2).sum(), v)[0] for y in (got, want)))
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("grad", [False, True])
 def test_jit_trace(rule, grad):

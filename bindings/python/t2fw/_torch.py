@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 
 from . import _core, _t2fw
 
+_functorch = torch._C._functorch
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -157,6 +158,7 @@ def _define_backward(rule: str) -> None:
 
 def _gradients(rule, inputs, cu_seqlens, saved, d_y, d_final_state, options):  # type: ignore[no-untyped-def]
     """t2fw::*_backward of an operator's inputs and initial state -> the gradient of each, None for absent ones."""
+    _no_batches(d_y, d_final_state)
     op = getattr(torch.ops.t2fw, rule + "_backward")
     each = iter(op(*inputs, cu_seqlens, saved, d_y, d_final_state, *options))
     return [None if a is None else next(each) for a in inputs]
@@ -247,6 +249,8 @@ def _cast(v: Any, f: Any, q: Any, k: Any, g: Any) -> Tuple[Any, ...]:
 
 def _differentiable(*tensors: Optional[Tensor]) -> bool:
     if torch.is_grad_enabled():
+        if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling() and _wrapped(*tensors):
+            return True
         for a in tensors:
             if a is not None and a.requires_grad:
                 return True
@@ -257,6 +261,26 @@ def _no_tangents(*tensors: Optional[Tensor]) -> None:
     """Without a gradient to take, PyTorch would drop them in silence."""
     if any(a is not None and forward_ad.unpack_dual(a).tangent is not None for a in tensors):
         raise NotImplementedError("t2fw has no forward-mode derivatives; expected tensors without tangents")
+
+
+def _no_batches(*gradients: Optional[Tensor]) -> None:
+    if torch.compiler.is_compiling():
+        return
+    for a in gradients:
+        if a is not None and (_functorch.is_legacy_batchedtensor(a) or _functorch.is_batchedtensor(a)):
+            raise NotImplementedError("t2fw has no batched gradients; expected one at a time, not is_grads_batched or vmap")
+
+
+def _wrapped(*tensors: Optional[Tensor]) -> bool:
+    """Whether what a transform wraps wants a gradient, which the wrapper does not tell; torch.func.grad's own is an error."""
+    wanted = False
+    for a in tensors:
+        while a is not None and _functorch.is_functorch_wrapped_tensor(a):
+            if a.requires_grad and _functorch.is_gradtrackingtensor(a):
+                raise NotImplementedError("t2fw has no gradients of torch.func; expected those of torch.autograd")
+            a = _functorch.get_unwrapped(a)
+            wanted |= a.requires_grad
+    return wanted
 
 
 def _plain(*tensors: Optional[Tensor]) -> bool:
@@ -285,6 +309,7 @@ class _Parallel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_y: Optional[Tensor], d_final_state: Optional[Tensor]) -> Tuple[Any, ...]:
         *arrays, saved = ctx.saved_tensors
+        _no_batches(d_y, d_final_state)
         if d_y is None:
             d_y = torch.zeros_like(arrays[0])
         # who keeps the graph of a gradient gets the operator's, which raises: that of nothing at all would count as zero
