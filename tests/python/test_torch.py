@@ -207,6 +207,35 @@ def test_autocast(rule, device):
     assert all(x[n].grad.dtype == torch.float32 for n in RULES[rule])
 
 
+@pytest.mark.parametrize("change,message", [
+    (dict.fromkeys("vqk", "int64"), "v has dtype int64; expected one of float64, float32, float16, bfloat16"),
+    (dict(v="complex64"), "v has dtype complex64; expected one of float64, float32, float16, bfloat16"),
+    (dict(q="int32"), "q has dtype int32; expected float32, as v"),
+    (dict.fromkeys("qk", "float64"), "q has dtype float64; expected float32, as v"),
+    (dict(v="float64"), "q has dtype float32; expected float64, as v"),
+    (dict(f="float64"), "f has dtype float64; expected float32, as v, or float32 beside 16-bit data"),
+    (dict(g="bool"), "g has dtype bool; expected float32, as v, or float32 beside 16-bit data"),
+])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_autocast_converts_no_wrong_dtype(change, message, autocast, device):
+    x = tensors(inputs(2, 1, 2, 3, 4), "float32", grad=False)
+    x.update({n: x[n].to(getattr(torch, dtype)) for n, dtype in change.items()})
+    for function, args in ((t2fw.decay, [x[n] for n in "vfqkg"]),
+                           (t2fw.decay_step, [*(x[n][:, 0] for n in "vfqkg"), x["initial_state"]])):
+        with torch.autocast(device, torch.bfloat16, enabled=autocast), pytest.raises(ValueError, match=f"^{message}$"):
+            function(*args)
+
+
+@pytest.mark.parametrize("dtypes", itertools.product(["float32", "float16", "bfloat16"], repeat=2))
+def test_autocast_mixed(dtypes, device):
+    x = tensors(inputs(2, 9, 2, 3, 4), "float32", grad=False)
+    x["q"], x["g"] = (x[n].to(getattr(torch, dtype)) for n, dtype in zip("qg", dtypes))
+    with torch.autocast(device, torch.bfloat16):
+        y = call("decay", x)[0]
+    x.update({n: x[n].bfloat16() for n in "vqk"}, g=x["g"].float())
+    assert torch.equal(y, call("decay", x)[0])
+
+
 def test_no_grad_saves_nothing():
     x = tensors(inputs(1, 5, 1, 2, 3))
     with torch.no_grad():
@@ -407,6 +436,16 @@ def test_a_tensor_without_memory_is_an_error():
     x["v"].untyped_storage().resize_(0)
     with pytest.raises(ValueError, match=r"a tensor of shape \[2, 5, 2, 3\] has no memory"):
         call("decay", x)
+
+
+@pytest.mark.parametrize("names,message", [("vfqkg", "v is on device meta"), ("q", "tensors are on device meta")])
+def test_other_devices_are_errors(names, message):
+    x = tensors(inputs(2, 1, 2, 3, 4), grad=False)
+    x.update({n: x[n].to("meta") for n in names})
+    for function, args in ((t2fw.decay, [x[n] for n in "vfqkg"]),
+                           (t2fw.decay_step, [*(x[n][:, 0] for n in "vfqkg"), x["initial_state"]])):
+        with pytest.raises(t2fw.UnsupportedError, match=f"^{message}; expected cpu or cuda$"):
+            function(*args)
 
 
 def everything(rule, x):

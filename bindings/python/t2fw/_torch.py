@@ -10,6 +10,7 @@ from . import _core, _t2fw
 
 _functorch = torch._C._functorch
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _no_memory(a: Tensor) -> int:
@@ -232,12 +233,14 @@ for _rule in _INPUTS:
 
 
 def _cast(v: Any, f: Any, q: Any, k: Any, g: Any) -> Tuple[Any, ...]:
-    """Autocast: data to its dtype; gates stay float32 if they are."""
+    """Autocast: data to its dtype; gates stay float32 if they are. What it would not convert is left to be an error."""
     for name, a in (("v", v), ("f", f), ("q", q), ("k", k), ("g", g)):
         if not isinstance(a, Tensor) and (a is not None or name in "vqk"):
             raise TypeError(f"{name} is a {type(a).__name__}; expected a torch tensor, as another argument is")
     kind = v.device.type
-    if torch.is_autocast_enabled(kind) and v.dtype != torch.float64:
+    if kind not in ("cpu", "cuda"):
+        raise _t2fw.UnsupportedError(f"v is on device {v.device}; expected cpu or cuda")
+    if torch.is_autocast_enabled(kind) and all(a is None or a.dtype in _AUTOCAST for a in (v, f, q, k, g)):
         dtype = torch.get_autocast_dtype(kind)
         v, q, k = v.to(dtype), q.to(dtype), k.to(dtype)
         wide = any(a is not None and a.dtype == torch.float32 for a in (f, g))
