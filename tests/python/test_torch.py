@@ -207,6 +207,35 @@ def test_autocast(rule, device):
     assert all(x[n].grad.dtype == torch.float32 for n in RULES[rule])
 
 
+@pytest.mark.parametrize("change,message", [
+    (dict.fromkeys("vqk", "int64"), "v has dtype int64; expected one of float64, float32, float16, bfloat16"),
+    (dict(v="complex64"), "v has dtype complex64; expected one of float64, float32, float16, bfloat16"),
+    (dict(q="int32"), "q has dtype int32; expected float32, as v"),
+    (dict.fromkeys("qk", "float64"), "q has dtype float64; expected float32, as v"),
+    (dict(v="float64"), "q has dtype float32; expected float64, as v"),
+    (dict(f="float64"), "f has dtype float64; expected float32, as v, or float32 beside 16-bit data"),
+    (dict(g="bool"), "g has dtype bool; expected float32, as v, or float32 beside 16-bit data"),
+])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_autocast_converts_no_wrong_dtype(change, message, autocast, device):
+    x = tensors(inputs(2, 1, 2, 3, 4), "float32", grad=False)
+    x.update({n: x[n].to(getattr(torch, dtype)) for n, dtype in change.items()})
+    for function, args in ((t2fw.decay, [x[n] for n in "vfqkg"]),
+                           (t2fw.decay_step, [*(x[n][:, 0] for n in "vfqkg"), x["initial_state"]])):
+        with torch.autocast(device, torch.bfloat16, enabled=autocast), pytest.raises(ValueError, match=f"^{message}$"):
+            function(*args)
+
+
+@pytest.mark.parametrize("dtypes", itertools.product(["float32", "float16", "bfloat16"], repeat=2))
+def test_autocast_mixed(dtypes, device):
+    x = tensors(inputs(2, 9, 2, 3, 4), "float32", grad=False)
+    x["q"], x["g"] = (x[n].to(getattr(torch, dtype)) for n, dtype in zip("qg", dtypes))
+    with torch.autocast(device, torch.bfloat16):
+        y = call("decay", x)[0]
+    x.update({n: x[n].bfloat16() for n in "vqk"}, g=x["g"].float())
+    assert torch.equal(y, call("decay", x)[0])
+
+
 def test_no_grad_saves_nothing():
     x = tensors(inputs(1, 5, 1, 2, 3))
     with torch.no_grad():
@@ -342,6 +371,43 @@ def test_forward_mode_is_an_error(rule):
             torch.func.jvp(lambda first: function(first, *args[1:])[0], (args[0],), (torch.ones_like(args[0]),))
 
 
+def function_of_v(rule, step):
+    """A call or a step, of v alone, and v."""
+    x = tensors(inputs(2, 1, 1, 2, 3), grad=False)
+    x = {n: a[:, 0] if step and n != "initial_state" else a for n, a in x.items()}
+    function, names = t2fw.__dict__[rule + "_step" * step], (*RULES[rule], "initial_state")
+    return lambda v: function(*({**x, "v": v}[n] for n in names))[0], x["v"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("step", [False, True])
+def test_gradients_of_transforms_are_errors(rule, step):
+    f, v = function_of_v(rule, step)
+    for transformed in (torch.func.grad(lambda v: f(v).sum()), torch.func.jacrev(f),
+                        torch.func.grad(lambda v: torch.vmap(f)(v[None]).sum())):
+        with pytest.raises(NotImplementedError, match="no gradients of torch.func; expected those of torch.autograd"):
+            transformed(v)
+    y = f(v.requires_grad_())
+    d = torch.stack([y, y]).detach()
+    with pytest.raises(NotImplementedError, match="no batched gradients; expected one at a time"):
+        torch.autograd.grad(y, v, d, is_grads_batched=True, retain_graph=True)
+    with pytest.raises(NotImplementedError, match="no batched gradients; expected one at a time"):
+        torch.vmap(lambda d: torch.autograd.grad(y, v, d, retain_graph=True))(d)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("step", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_vmap(rule, step, grad):
+    """One call after the other; the gradient is that of each, also where what is mapped over alone wants one."""
+    f, v = function_of_v(rule, step)
+    v = torch.stack([v, v * 2]).requires_grad_(grad)
+    got, want = torch.vmap(f)(v), torch.stack([f(a) for a in v])
+    assert torch.equal(got, want)
+    if grad:
+        assert torch.equal(*(torch.autograd.grad(y.pow(2).sum(), v)[0] for y in (got, want)))
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("grad", [False, True])
 def test_jit_trace(rule, grad):
@@ -370,6 +436,16 @@ def test_a_tensor_without_memory_is_an_error():
     x["v"].untyped_storage().resize_(0)
     with pytest.raises(ValueError, match=r"a tensor of shape \[2, 5, 2, 3\] has no memory"):
         call("decay", x)
+
+
+@pytest.mark.parametrize("names,message", [("vfqkg", "v is on device meta"), ("q", "tensors are on device meta")])
+def test_other_devices_are_errors(names, message):
+    x = tensors(inputs(2, 1, 2, 3, 4), grad=False)
+    x.update({n: x[n].to("meta") for n in names})
+    for function, args in ((t2fw.decay, [x[n] for n in "vfqkg"]),
+                           (t2fw.decay_step, [*(x[n][:, 0] for n in "vfqkg"), x["initial_state"]])):
+        with pytest.raises(t2fw.UnsupportedError, match=f"^{message}; expected cpu or cuda$"):
+            function(*args)
 
 
 def everything(rule, x):

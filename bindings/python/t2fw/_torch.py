@@ -8,7 +8,9 @@ from torch.autograd import forward_ad
 
 from . import _core, _t2fw
 
+_functorch = torch._C._functorch
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _no_memory(a: Tensor) -> int:
@@ -89,16 +91,21 @@ def _fresh_state(state: Tensor, slots: Optional[Tensor]) -> Tensor:
     return Torch.like(state) if slots is None else Torch.copy(state)
 
 
-def _define(rule: str) -> None:
-    names = _INPUTS[rule]
+def _custom_op(name: str, function: Any, fake: Any, schema: str, mutates_args: Sequence[str] = ()) -> Any:
+    op = torch.library.custom_op(f"t2fw::{name}", function, mutates_args=mutates_args, schema=schema)
+    op.register_fake(fake)
+    return op
 
-    # t2fw::decay, t2fw::delta
+
+def _define_parallel(rule: str) -> None:
+    """t2fw::decay, t2fw::delta"""
+
     def forward(*args: Any) -> Tuple[Tensor, Tensor, Tensor]:
         tokens, (state, cu_seqlens, save, *options) = _named(rule, args)
         y, final_state, saved = _core.forward(Torch, rule, (*tokens, state, cu_seqlens), tuple(options), save)
         return y, final_state, saved if save else Torch.bytes(0, y)
 
-    def forward_fake(*args: Any) -> Tuple[Tensor, Tensor, Tensor]:
+    def fake(*args: Any) -> Tuple[Tensor, Tensor, Tensor]:
         tokens, (state, cu_seqlens, save, *options) = _named(rule, args)
         v, arrays = tokens[0], (*tokens, state, cu_seqlens)
         size: Any = 0
@@ -109,33 +116,6 @@ def _define(rule: str) -> None:
                 size = _core.problem(Torch, rule, (*arrays, None), tuple(options)).plan.saved_size
         return Torch.like(v), _final_state(v, tokens[3], state, cu_seqlens), v.new_empty(size, dtype=torch.uint8)
 
-    op = torch.library.custom_op(
-        f"t2fw::{rule}", forward, mutates_args=(),
-        schema=_schema(rule, "Tensor? initial_state, Tensor? cu_seqlens, bool save, " + _OPTIONS,
-                       "(Tensor, Tensor, Tensor)"))
-    op.register_fake(forward_fake)
-
-    # t2fw::decay_backward, t2fw::delta_backward: the gradients in the order of the inputs, then initial_state's, if given
-    def backward(*args: Any) -> List[Tensor]:
-        tokens, (state, cu_seqlens, saved, d_y, d_final_state, *options) = _named(rule, args)
-        d = _core.backward(Torch, rule, (*tokens, state, cu_seqlens), tuple(options), saved, d_y, d_final_state)
-        named = dict(zip(_core.OPERANDS, d))
-        return [named[n] for n in (*names, "initial_state") if named[n] is not None]
-
-    def backward_fake(*args: Any) -> List[Tensor]:
-        return [Torch.like(a) for a in args[: len(names) + 1] if a is not None]
-
-    backward_op = torch.library.custom_op(
-        f"t2fw::{rule}_backward", backward, mutates_args=(),
-        schema=_schema(rule, "Tensor? initial_state, Tensor? cu_seqlens, Tensor saved, Tensor d_y, Tensor? d_final_state, "
-                       + _OPTIONS, "Tensor[]"))
-    backward_op.register_fake(backward_fake)
-
-    def second_derivative(*args: Any) -> None:
-        raise RuntimeError(f"the gradient of t2fw::{rule} cannot be differentiated: there are no second derivatives")
-
-    backward_op.register_autograd(second_derivative)
-
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         *arrays, ctx.rule_save, backend, invariant = inputs
         ctx.options = backend, invariant
@@ -145,34 +125,63 @@ def _define(rule: str) -> None:
     def differentiate(ctx: Any, d_y: Any, d_final_state: Any, d_saved: Any) -> Tuple[Any, ...]:
         if not ctx.rule_save:
             raise RuntimeError(f"t2fw::{rule} was called with save=False, so it has no gradient")
-        *tokens, state, cu_seqlens, saved = ctx.saved_tensors
+        *inputs, cu_seqlens, saved = ctx.saved_tensors
         if d_y is None:
-            d_y = torch.zeros_like(tokens[names.index("v")])
-        each = iter(backward_op(*tokens, state, cu_seqlens, saved, d_y, d_final_state, *ctx.options))
-        return (*(None if a is None else next(each) for a in (*tokens, state)), None, None, None, None)
+            d_y = torch.zeros_like(inputs[_INPUTS[rule].index("v")])
+        return (*_gradients(rule, inputs, cu_seqlens, saved, d_y, d_final_state, ctx.options), None, None, None, None)
 
+    op = _custom_op(rule, forward, fake, _schema(
+        rule, "Tensor? initial_state, Tensor? cu_seqlens, bool save, " + _OPTIONS, "(Tensor, Tensor, Tensor)"))
     op.register_autograd(differentiate, setup_context=setup)
 
-    # t2fw::decay_step, t2fw::delta_step: tokens [B,H,X] -> y, a fresh state
+
+def _define_backward(rule: str) -> None:
+    """t2fw::decay_backward, t2fw::delta_backward: the gradients of the inputs and the initial state that are given"""
+    names = (*_INPUTS[rule], "initial_state")
+
+    def backward(*args: Any) -> List[Tensor]:
+        tokens, (state, cu_seqlens, saved, d_y, d_final_state, *options) = _named(rule, args)
+        d = _core.backward(Torch, rule, (*tokens, state, cu_seqlens), tuple(options), saved, d_y, d_final_state)
+        named = dict(zip(_core.OPERANDS, d))
+        return [named[n] for n in names if named[n] is not None]
+
+    def fake(*args: Any) -> List[Tensor]:
+        return [Torch.like(a) for a in args[: len(names)] if a is not None]
+
+    def differentiate(*args: Any) -> None:
+        raise RuntimeError(f"the gradient of t2fw::{rule} cannot be differentiated: there are no second derivatives")
+
+    op = _custom_op(f"{rule}_backward", backward, fake, _schema(
+        rule, "Tensor? initial_state, Tensor? cu_seqlens, Tensor saved, Tensor d_y, Tensor? d_final_state, " + _OPTIONS,
+        "Tensor[]"))
+    op.register_autograd(differentiate)
+
+
+def _gradients(rule, inputs, cu_seqlens, saved, d_y, d_final_state, options):  # type: ignore[no-untyped-def]
+    """t2fw::*_backward of an operator's inputs and initial state -> the gradient of each, None for absent ones."""
+    _no_batches(d_y, d_final_state)
+    op = getattr(torch.ops.t2fw, rule + "_backward")
+    each = iter(op(*inputs, cu_seqlens, saved, d_y, d_final_state, *options))
+    return [None if a is None else next(each) for a in inputs]
+
+
+def _define_step(rule: str) -> None:
+    """t2fw::decay_step, t2fw::delta_step: tokens [B,H,X] -> y, a fresh state"""
+
     def step(*args: Any) -> Tuple[Tensor, Tensor]:
         tokens, (state, slots, backend) = _named(rule, args)
         out = _fresh_state(state, slots)
         return _core.step(Torch, rule, (*tokens, state, slots, out), (backend, False)), out
 
-    def step_fake(*args: Any) -> Tuple[Tensor, Tensor]:
+    def fake(*args: Any) -> Tuple[Tensor, Tensor]:
         tokens, (state, *_) = _named(rule, args)
         return Torch.like(tokens[0]), Torch.like(state)
 
-    step_op = torch.library.custom_op(
-        f"t2fw::{rule}_step", step, mutates_args=(),
-        schema=_schema(rule, "Tensor state, Tensor? slot_indices, str? backend", "(Tensor, Tensor)"))
-    step_op.register_fake(step_fake)
-
-    def step_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
         *arrays, ctx.backend = inputs
         ctx.save_for_backward(*arrays)
 
-    def step_differentiate(ctx: Any, d_y: Tensor, d_new: Tensor) -> Tuple[Any, ...]:
+    def differentiate(ctx: Any, d_y: Tensor, d_new: Tensor) -> Tuple[Any, ...]:
         *tokens, state, slots = ctx.saved_tensors
         tokens = [None if a is None else a.unsqueeze(1) for a in tokens]
         rows, d_rows = state, d_new
@@ -181,17 +190,22 @@ def _define(rule: str) -> None:
             rows = state.index_select(0, index)
             d_rows = torch.where(used[:, None, None, None], d_new.index_select(0, index), 0)
             d_y = torch.where(used[:, None, None], d_y, 0)
-        _, _, saved = op(*tokens, rows, None, True, ctx.backend, False)
-        *d, d_state = backward_op(*tokens, rows, None, saved, d_y.unsqueeze(1), d_rows, ctx.backend, False)
+        options = (ctx.backend, False)
+        _, _, saved = getattr(torch.ops.t2fw, rule)(*tokens, rows, None, True, *options)
+        *d, d_state = _gradients(rule, (*tokens, rows), None, saved, d_y.unsqueeze(1), d_rows, options)
         if slots is not None:  # one more row takes what passed-over rows would write
             pool = torch.cat([d_new, torch.zeros_like(d_new[:1])])
             d_state = pool.index_copy(0, torch.where(used, index, state.shape[0]), d_state)[:-1]
-        each = iter(d)
-        return (*(None if a is None else next(each).squeeze(1) for a in tokens), d_state, None, None)
+        return (*(None if a is None else a.squeeze(1) for a in d), d_state, None, None)
 
-    step_op.register_autograd(step_differentiate, setup_context=step_setup)
+    op = _custom_op(f"{rule}_step", step, fake, _schema(
+        rule, "Tensor state, Tensor? slot_indices, str? backend", "(Tensor, Tensor)"))
+    op.register_autograd(differentiate, setup_context=setup)
 
-    # t2fw::*_step_ works in place, t2fw::*_step_out writes another tensor
+
+def _define_mutating_steps(rule: str) -> None:
+    """t2fw::*_step_ works in place, t2fw::*_step_out writes another tensor"""
+
     def step_in_place(*args: Any) -> Tensor:
         tokens, (state, slots, backend) = _named(rule, args)
         return _core.step(Torch, rule, (*tokens, state, slots, state), (backend, False))
@@ -200,27 +214,33 @@ def _define(rule: str) -> None:
         tokens, (state, out_state, slots, backend) = _named(rule, args)
         return _core.step(Torch, rule, (*tokens, state, slots, out_state), (backend, False))
 
+    def fake(*args: Any) -> Tensor:
+        return Torch.like(_named(rule, args)[0][0])
+
     for name, function, mutated, rest in (
         ("step_", step_in_place, "state", "Tensor(a!) state"),
         ("step_out", step_out, "out_state", "Tensor state, Tensor(a!) out_state"),
     ):
-        mutating = torch.library.custom_op(
-            f"t2fw::{rule}_{name}", function, mutates_args=(mutated,),
-            schema=_schema(rule, rest + ", Tensor? slot_indices, str? backend", "Tensor"))
-        mutating.register_fake(lambda *args: Torch.like(_named(rule, args)[0][0]))
+        schema = _schema(rule, rest + ", Tensor? slot_indices, str? backend", "Tensor")
+        _custom_op(f"{rule}_{name}", function, fake, schema, (mutated,))
 
 
 for _rule in _INPUTS:
-    _define(_rule)
+    _define_parallel(_rule)
+    _define_backward(_rule)
+    _define_step(_rule)
+    _define_mutating_steps(_rule)
 
 
 def _cast(v: Any, f: Any, q: Any, k: Any, g: Any) -> Tuple[Any, ...]:
-    """Autocast: data to its dtype; gates stay float32 if they are."""
+    """Autocast: data to its dtype; gates stay float32 if they are. What it would not convert is left to be an error."""
     for name, a in (("v", v), ("f", f), ("q", q), ("k", k), ("g", g)):
         if not isinstance(a, Tensor) and (a is not None or name in "vqk"):
             raise TypeError(f"{name} is a {type(a).__name__}; expected a torch tensor, as another argument is")
     kind = v.device.type
-    if torch.is_autocast_enabled(kind) and v.dtype != torch.float64:
+    if kind not in ("cpu", "cuda"):
+        raise _t2fw.UnsupportedError(f"v is on device {v.device}; expected cpu or cuda")
+    if torch.is_autocast_enabled(kind) and all(a is None or a.dtype in _AUTOCAST for a in (v, f, q, k, g)):
         dtype = torch.get_autocast_dtype(kind)
         v, q, k = v.to(dtype), q.to(dtype), k.to(dtype)
         wide = any(a is not None and a.dtype == torch.float32 for a in (f, g))
@@ -232,6 +252,8 @@ def _cast(v: Any, f: Any, q: Any, k: Any, g: Any) -> Tuple[Any, ...]:
 
 def _differentiable(*tensors: Optional[Tensor]) -> bool:
     if torch.is_grad_enabled():
+        if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling() and _wrapped(*tensors):
+            return True
         for a in tensors:
             if a is not None and a.requires_grad:
                 return True
@@ -242,6 +264,26 @@ def _no_tangents(*tensors: Optional[Tensor]) -> None:
     """Without a gradient to take, PyTorch would drop them in silence."""
     if any(a is not None and forward_ad.unpack_dual(a).tangent is not None for a in tensors):
         raise NotImplementedError("t2fw has no forward-mode derivatives; expected tensors without tangents")
+
+
+def _no_batches(*gradients: Optional[Tensor]) -> None:
+    if torch.compiler.is_compiling():
+        return
+    for a in gradients:
+        if a is not None and (_functorch.is_legacy_batchedtensor(a) or _functorch.is_batchedtensor(a)):
+            raise NotImplementedError("t2fw has no batched gradients; expected one at a time, not is_grads_batched or vmap")
+
+
+def _wrapped(*tensors: Optional[Tensor]) -> bool:
+    """Whether what a transform wraps wants a gradient, which the wrapper does not tell; torch.func.grad's own is an error."""
+    wanted = False
+    for a in tensors:
+        while a is not None and _functorch.is_functorch_wrapped_tensor(a):
+            if a.requires_grad and _functorch.is_gradtrackingtensor(a):
+                raise NotImplementedError("t2fw has no gradients of torch.func; expected those of torch.autograd")
+            a = _functorch.get_unwrapped(a)
+            wanted |= a.requires_grad
+    return wanted
 
 
 def _plain(*tensors: Optional[Tensor]) -> bool:
@@ -270,6 +312,7 @@ class _Parallel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_y: Optional[Tensor], d_final_state: Optional[Tensor]) -> Tuple[Any, ...]:
         *arrays, saved = ctx.saved_tensors
+        _no_batches(d_y, d_final_state)
         if d_y is None:
             d_y = torch.zeros_like(arrays[0])
         # who keeps the graph of a gradient gets the operator's, which raises: that of nothing at all would count as zero
@@ -279,12 +322,10 @@ class _Parallel(torch.autograd.Function):
 
 def _backward_operator(_: Any, rule, arrays, options, saved, d_y, d_final_state):  # type: ignore[no-untyped-def]
     """As _core.backward."""
-    x = dict(zip((*_core.OPERANDS, "cu_seqlens"), arrays))
-    inputs = {n: x[n] for n in (*_INPUTS[rule], "initial_state", "cu_seqlens")}
-    op = getattr(torch.ops.t2fw, rule + "_backward")
-    each = iter(op(*inputs.values(), saved, d_y, d_final_state, *options))
-    d = {n: next(each) for n, a in inputs.items() if a is not None and n != "cu_seqlens"}
-    return list(map(d.get, _core.OPERANDS))
+    *operands, cu_seqlens = arrays
+    x, names = dict(zip(_core.OPERANDS, operands)), (*_INPUTS[rule], "initial_state")
+    d = _gradients(rule, [x[n] for n in names], cu_seqlens, saved, d_y, d_final_state, options)
+    return list(map(dict(zip(names, d)).get, _core.OPERANDS))
 
 
 def parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, options):  # type: ignore[no-untyped-def]
