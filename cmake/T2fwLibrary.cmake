@@ -31,6 +31,7 @@ target_link_libraries(t2fw_objects PUBLIC Kokkos::kokkos)
 target_compile_definitions(t2fw_objects PUBLIC
   $<$<BOOL:${T2FW_CUDA}>:T2FW_WITH_KOKKOS_CUDA>
   $<$<BOOL:${T2FW_HIP}>:T2FW_WITH_KOKKOS_HIP>
+  $<$<BOOL:${T2FW_RACECHECK}>:T2FW_RACECHECK>
   $<$<BOOL:${T2FW_HOST_BLOCKS}>:T2FW_HOST_BLOCKS>)
 set_target_properties(t2fw_objects PROPERTIES
   CXX_VISIBILITY_PRESET hidden CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)

@@ -200,14 +200,21 @@ __device__ __forceinline__ void wait_all_copies() {
 
 // A barrier between warps, in shared memory: it opens when `warps` of them have arrived, and then counts anew.
 struct Gate {
+#ifdef T2FW_RACECHECK
+  static constexpr int EACH = 32;  // racecheck follows lanes that arrive themselves; slower
+#else
+  static constexpr int EACH = 1;
+#endif
   uint64_t state;
 
   __device__ __forceinline__ void init(int warps) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(32 * warps) : "memory");
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(EACH * warps) : "memory");
   }
   // By a whole warp; what it wrote before is seen by those who wait.
   __device__ __forceinline__ void arrive() {
-    asm volatile("{\n.reg .b64 token;\nmbarrier.arrive.shared.b64 token, [%0];\n}" ::"r"(shared_address(&state)) : "memory");
+    __syncwarp();
+    if (EACH == 32 || threadIdx.x % 32 == 0)
+      asm volatile("{\n.reg .b64 token;\nmbarrier.arrive.shared.b64 token, [%0];\n}" ::"r"(shared_address(&state)) : "memory");
   }
   // round: of this wait, modulo 2, from 0.
   __device__ __forceinline__ void wait(uint32_t round) {
