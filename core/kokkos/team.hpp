@@ -93,13 +93,16 @@ inline constexpr size_t device_team_memory = 48u << 10;   // what every GPU give
 
 inline size_t align_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
+// Between two cores' workspaces: what one's prefetchers ask for behind its own is not the other's.
+inline constexpr size_t gap = 4096;
+
 template <class Space>
 Spread spread(int64_t items, size_t workspace) {
   Spread s;
   s.items = items;
   const int64_t most = on_host<Space> ? Space().concurrency() : device_workers;
   s.workers = static_cast<int>(items < most ? items : most);
-  s.workspace = align_up(workspace);
+  s.workspace = align_up(workspace) + (on_host<Space> ? gap : 0);
   s.in_scratch = on_host<Space> || s.workspace > device_team_memory;
   return s;
 }
@@ -112,7 +115,9 @@ void run(const char* label, const Space& space, const Spread& s, void* scratch, 
   if constexpr (on_host<Space>) {
     using Policy = Kokkos::RangePolicy<Space, Kokkos::Schedule<Kokkos::Static>, Kokkos::IndexType<int>>;
     Kokkos::parallel_for(label, Policy(space, 0, s.workers), [=](int worker) {
-      for (int64_t item = worker; item < s.items; item += s.workers)
+      // neighbouring heads, which lie side by side, by one core: what its prefetchers ask for is its own
+      const int64_t last = s.items * (worker + 1) / s.workers;
+      for (int64_t item = s.items * worker / s.workers; item < last; ++item)
         body(HostTeam{}, item, worker, memory + static_cast<size_t>(worker) * s.workspace);
     });
   } else {
