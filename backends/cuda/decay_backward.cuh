@@ -62,7 +62,8 @@ struct HeadBackward : ChunkGradients<T, G> {
     const int lane = threadIdx.x % 32, t = lane % CHUNK, half = lane / CHUNK, column = this->first_column(number % 2);
     if (t >= c.count) return;
     if (second) {
-      if (s.a.whole && half < static_cast<int>(sizeof(G) / 2)) fetch_line(at<G>(s.a, c, t, column + half * (SLICE / 2)));
+      if (s.a.whole && half < static_cast<int>(sizeof(G) / 2) && column + half * (SLICE / 2) < s.width)
+        fetch_line(at<G>(s.a, c, t, column + half * (SLICE / 2)));
     } else if (const Rows& x = half ? s.x : s.z; x.whole) {
       fetch_line(at<T>(x, c, t, column));
     }
