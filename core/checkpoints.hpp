@@ -1,4 +1,5 @@
-// The states of decay that cross from forward to backward, shared by the backends so that one may take the other's.
+// The states of decay that cross from forward to backward: where the portable backend has them, and a native one whose
+// backward is the portable one.
 #pragma once
 
 #include "problem.hpp"

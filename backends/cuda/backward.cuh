@@ -1,6 +1,6 @@
 // What the kernels of decay backward share: those on tensor cores (decay_backward.cuh) and the plain ones
-// (plain_backward.cuh). A thread block takes a tile of 64 values by 64 keys of a head's state; a gradient that sums over
-// the other side's tiles is left in parts, which sum_parts adds up.
+// (plain_backward.cuh). A thread block takes a tile of 64 values by 64 keys of a head's state. A gradient that sums over the
+// other side's tiles is added up in a cluster, or by the plain ones left in parts, which sum_parts adds up.
 #pragma once
 
 #include "sequence.cuh"
@@ -58,9 +58,6 @@ struct TileTask {
     return t;
   }
 };
-
-// Which operands of a stretch of tokens are needed: for its gradients, for the state behind it, for the gradient before it.
-enum class Need { all, sources, sinks };
 
 // What sum_parts adds up: an output of T, or of G, and its parts, [count][B][T][H][width].
 struct SumArgs {

@@ -8,7 +8,7 @@
 //   2. eight warps take the state S through the chunks, from what forward saved before the block; eight take its gradient R
 //      the other way. What a chunk meets of both is left in shared memory;
 //   3. two warps for each side of each chunk, for half of its columns each: chunk_gradients.cuh. From here to the next block's
-//      first step a chunk's warps wait for each other alone, so that some chunks compute while others wait for memory.
+//      first step a chunk's warps wait for each other alone: some chunks compute while others wait for memory.
 #pragma once
 
 #include "chunk_gradients.cuh"
@@ -40,14 +40,14 @@ struct HeadBackward : ChunkGradients<T, G> {
     for (Rows* x : {&s.a, &s.d_a}) x->data = at<G>(*x, start, 0, 0);
   }
 
-  // By both warps of a desk, when neither needs what is there.
-  __device__ __forceinline__ void stage_desk(int block, Need need, int number, bool second) const {
+  // By both warps of a desk, when neither needs what is there. sources: whether they are wanted too.
+  __device__ __forceinline__ void stage_desk(int block, bool sources, int number, bool second) const {
     const SideArgs& s = memory.side[number % 2];
     Desk& desk = memory.desk[number];
     const Place c = place(block, number);
     const int column = this->first_column(number % 2);
     if (second) {
-      if (need == Need::all) stage<SLICE>(desk.z, s.z, c, column, s.width, 0.f);
+      if (sources) stage<SLICE>(desk.z, s.z, c, column, s.width, 0.f);
     } else {
       stage<SLICE>(desk.x, s.x, c, column, s.width, 0.f);
       stage<SLICE>(desk.a, s.a, c, column, s.width, 1.f);
@@ -150,7 +150,7 @@ struct HeadBackward : ChunkGradients<T, G> {
   // A warp's part of a block's operands and of the state before it.
   __device__ __forceinline__ void stage_block(int block, int warp) const {
     stage_state(block, warp);
-    stage_desk(block, Need::all, warp / 2, warp % 2);
+    stage_desk(block, true, warp / 2, warp % 2);
   }
 
   __device__ __forceinline__ void init() const {
@@ -203,7 +203,7 @@ struct HeadBackward : ChunkGradients<T, G> {
     const int warp = threadIdx.x / 32;
     init();
     __syncthreads();
-    stage_desk(last - 1, Need::sinks, warp / 2, warp % 2);
+    stage_desk(last - 1, false, warp / 2, warp % 2);
     for (int block = last - 1; block >= first; --block) {
       wait_all_copies();
       __syncthreads();
@@ -213,7 +213,7 @@ struct HeadBackward : ChunkGradients<T, G> {
         *reinterpret_cast<float2*>(&desk.all[column]) = scale_sinks(desk.x, desk.a, desk.sinks, column);
       }
       __syncthreads();
-      if (block > first) stage_desk(block - 1, Need::sinks, warp / 2, warp % 2);
+      if (block > first) stage_desk(block - 1, false, warp / 2, warp % 2);
       if (warp >= SWEEP_WARPS) back(R, warp, false, &local);
     }
   }

@@ -10,7 +10,9 @@
 namespace t2fw::cuda {
 
 void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it has been told: the application's next check is not to find it again
+  throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
 cudaLaunchConfig_t config(dim3 grid, unsigned threads, size_t memory, cudaStream_t stream) {

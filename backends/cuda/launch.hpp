@@ -11,14 +11,14 @@ void check(cudaError_t error);
 
 // How a kernel is launched; memory: its shared bytes.
 cudaLaunchConfig_t config(dim3 grid, unsigned threads, size_t memory, cudaStream_t stream);
-// The one way to launch. Its status is this launch's own: cudaGetLastError's may be an application's earlier one.
+// The one way to launch, whose status cudaGetLastError would mix with an application's earlier one.
 template <class Args>
 void launch(const cudaLaunchConfig_t& how, void (*kernel)(Args), const Args& args) {
   check(cudaLaunchKernelEx(&how, kernel, args));
 }
 
 // Whether the kernels on tensor cores can take the plan: they need 16-bit data and shared memory. The plain ones take every
-// plan; forward and backward are chosen apart, as their saved states are the same.
+// plan. The layout of the saved states (`Saved`) follows the backward; every forward writes it.
 bool tensor_cores(const Problem& p);
 void raise_shared_memory(const void* kernel, size_t bytes);
 // Loads a kernel when a plan is made, so that its first launch need not wait for that.

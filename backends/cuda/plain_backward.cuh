@@ -12,6 +12,9 @@
 
 namespace t2fw::cuda::plain {
 
+// Which operands of a run are needed: for its gradients, for the state behind it, for the gradient before it.
+enum class Need { all, sources, sinks };
+
 inline constexpr int BACKWARD_THREADS = 256, TRAIL = 4, BACK_RUN = 2 * TRAIL;
 inline constexpr int VALUE_WARPS = SLICE / WARP_VALUES, KEY_WARPS = SLICE / WARP_KEYS;
 

@@ -30,7 +30,9 @@ struct StateOperand {
 struct SavedRow {
   static constexpr int GROUP = 32, PIECE = 8;
   __host__ __device__ static constexpr int64_t width(int64_t K) { return (K + GROUP - 1) / GROUP * GROUP; }
-  __device__ static constexpr int place(int key) { return key / GROUP * GROUP + key % 8 / 2 * PIECE + key % GROUP / 8 * 2 + key % 2; }
+  __device__ static constexpr int place(int key) {
+    return key / GROUP * GROUP + key % 8 / 2 * PIECE + key % GROUP / 8 * 2 + key % 2;
+  }
 };
 
 template <class T, int KP>

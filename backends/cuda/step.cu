@@ -1,6 +1,9 @@
 // Decode: one token, the state read and written once. A thread block takes 32 rows of a head's state; 16 lanes share a
 // row, four neighbouring keys each, so that a warp's access covers two rows. A thread's loads of 64 keys are all under way
 // before the first is converted, and before their first store, behind which the compiler cannot move them.
+#include <algorithm>
+#include <initializer_list>
+
 #include "kernels.hpp"
 #include "launch.hpp"
 #include "state.cuh"
@@ -120,7 +123,7 @@ __global__ void __launch_bounds__(THREADS) step_kernel(const __grid_constant__ S
 
 using Kernel = void (*)(StepArgs);
 
-// vector: rows of states, keys and their gates lie on 16 bytes.
+// vector: four neighbouring keys of states, queries, keys and gates can be loaded at once.
 template <class T, class G, class S>
 Kernel choose_access(bool vector) {
   return vector ? step_kernel<T, G, S, true> : step_kernel<T, G, S, false>;
@@ -134,8 +137,23 @@ Kernel choose_gate(const Problem& p, bool vector) {
   return p.gate_dtype == T2FW_FP32 ? choose_state<T, float>(p, vector) : choose_state<T, T>(p, vector);
 }
 
-bool aligned(const void* data, const t2fw_state_strides& s, int64_t bytes) {
-  return s.b % 4 == 0 && s.h % 4 == 0 && s.d % 4 == 0 && reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(4 * bytes) == 0;
+// Whether every row of an operand starts on four elements. strides: of the dimensions larger than one.
+bool on_four(const void* data, t2fw_dtype dtype, std::initializer_list<int64_t> strides) {
+  const auto whole = [](int64_t stride) { return stride % 4 == 0; };
+  return reinterpret_cast<uintptr_t>(data) % (4 * bytes_of(dtype)) == 0 && std::all_of(strides.begin(), strides.end(), whole);
+}
+
+bool vector_access(const Problem& p, const t2fw_step_args& a) {
+  const auto larger = [](int64_t size, int64_t stride) { return size > 1 ? stride : 0; };
+  const auto token = [&](const void* data, t2fw_dtype dtype, const t2fw_token_strides& s) {
+    return on_four(data, dtype, {larger(p.B, s.b), larger(p.H, s.h)});
+  };
+  const auto state = [&](const void* data, const t2fw_state_strides& s) {
+    return on_four(data, p.state_dtype, {larger(a.slot_indices ? a.slots : p.B, s.b), larger(p.H, s.h), larger(p.D, s.d)});
+  };
+  return p.K % 4 == 0 && token(a.q, p.data_dtype, p.q_strides) && token(a.k, p.data_dtype, p.k_strides) &&
+         (gate_width(p.g, p.K) <= 1 || token(a.g, p.gate_dtype, p.g_strides)) &&
+         state(a.initial_state, p.initial_state_strides) && state(a.final_state, p.final_state_strides);
 }
 
 Kernel choose(const Problem& p, bool vector) {
@@ -152,7 +170,6 @@ void prepare_step(const Problem& p) {
 void step(const Problem& p, const t2fw_step_args& a, cudaStream_t stream) {
   const int64_t blocks = p.B * p.H * ((p.D + ROWS - 1) / ROWS);
   if (!blocks) return;
-  const auto bytes = static_cast<int64_t>(bytes_of(p.state_dtype));
   const bool wide = p.state_dtype == T2FW_FP32;
   const StepArgs args{rows(a.v, p.data_dtype, p.D, p.D, p.v_strides),
                       rows(a.f, p.gate_dtype, gate_width(p.f, p.D), p.D, p.f_strides),
@@ -167,10 +184,7 @@ void step(const Problem& p, const t2fw_step_args& a, cudaStream_t stream) {
                       static_cast<int>(p.H),
                       static_cast<int>(p.D),
                       static_cast<int>(p.K)};
-  const bool vector = args.q.whole && args.k.whole && (args.g.whole || args.g.width <= 1) &&
-                      aligned(a.initial_state, p.initial_state_strides, bytes) &&
-                      aligned(a.final_state, p.final_state_strides, bytes);
-  launch(config(static_cast<unsigned>(blocks), THREADS, 0, stream), choose(p, vector), args);
+  launch(config(static_cast<unsigned>(blocks), THREADS, 0, stream), choose(p, vector_access(p, a)), args);
 }
 
 }  // namespace t2fw::cuda

@@ -1,4 +1,4 @@
-// The vocabulary of the native kernels: 16-bit pairs, matrix fragments of m16n8k16, barriers between warps. What needs
+// The vocabulary of the native kernels: 16-bit pairs, matrix fragments of m16n8k16 and k8, barriers between warps. What needs
 // compute capability 9.0 stops a kernel that was built for less: such a build does not serve newer GPUs on tensor cores.
 #pragma once
 

@@ -94,7 +94,7 @@ inline constexpr size_t device_team_memory = 48u << 10;   // what every GPU give
 inline size_t align_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Between two cores' workspaces: what one's prefetchers ask for behind its own is not the other's.
-inline constexpr size_t gap = 4096;
+inline constexpr size_t workspace_gap = 4096;
 
 template <class Space>
 Spread spread(int64_t items, size_t workspace) {
@@ -102,7 +102,7 @@ Spread spread(int64_t items, size_t workspace) {
   s.items = items;
   const int64_t most = on_host<Space> ? Space().concurrency() : device_workers;
   s.workers = static_cast<int>(items < most ? items : most);
-  s.workspace = align_up(workspace) + (on_host<Space> ? gap : 0);
+  s.workspace = align_up(workspace) + (on_host<Space> ? workspace_gap : 0);
   s.in_scratch = on_host<Space> || s.workspace > device_team_memory;
   return s;
 }
