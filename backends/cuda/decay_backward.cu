@@ -32,8 +32,6 @@ constexpr int64_t largest_cluster = 8;  // thread blocks, on every GPU that has 
 
 int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
 
-bool on_tensor_cores(const Problem& p) { return tensor_cores(p) && tiles(p.D) * tiles(p.K) <= largest_cluster; }
-
 // The gradients in the order of SumArgs: d_v, d_f, d_k, d_g, d_q; how wide they are, and of how many parts a sum.
 struct Parts {
   int64_t width[5], count[5], floats = 0;
@@ -79,7 +77,7 @@ class Launch {
 }  // namespace
 
 Saved saved_states(const Problem& p) {
-  const bool narrow = DecayBackward::takes(p) && on_tensor_cores(p);
+  const bool narrow = DecayBackward::takes(p) && tensor_cores(p) && tiles(p.D) * tiles(p.K) <= largest_cluster;
   const int64_t interval = narrow ? BLOCK : checkpoint_interval(p);
   const int64_t states = checkpoint_slots(p, interval) * p.H;
   const size_t row = narrow ? static_cast<size_t>(SavedRow::width(p.K)) * bytes_of(p.data_dtype)
@@ -89,8 +87,8 @@ Saved saved_states(const Problem& p) {
 
 bool DecayBackward::takes(const Problem& p) { return p.D <= largest && p.K <= largest; }
 
-DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)), plain_(!saved_.narrow) {
-  const BackwardKernels use = choose(p, plain_);
+DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) {
+  const BackwardKernels use = choose(p, !saved_.narrow);
   for (const auto kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   if (use.sum) load(reinterpret_cast<const void*>(use.sum));
   const int64_t each = tiles(p.D) * tiles(p.K);
@@ -117,7 +115,7 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
                rows(a.d_g, p.gate_dtype, g, p.K, p.d_g_strides), key(a.d_q, p.d_q_strides)};
   SumArgs sums{};
   sums.B = p.B, sums.T = p.T, sums.H = p.H;
-  const BackwardKernels use = choose(p, plain_);
+  const BackwardKernels use = choose(p, !saved_.narrow);
   const Parts parts(p, use);
   float* const states = static_cast<float*>(a.scratch) + local_floats_;
   float* free = states + blocks_ * kept_ * SLICE * SLICE;

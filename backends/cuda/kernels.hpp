@@ -50,7 +50,6 @@ class DecayBackward {
  private:
   Problem p_;
   Saved saved_;
-  bool plain_;
   int64_t segments_, segment_, blocks_;
   int64_t local_floats_, kept_;  // in scratch: of all segments' local states; states that a block keeps
   size_t scratch_;

@@ -1,4 +1,8 @@
+import importlib.util
+import pathlib
+
 import numpy as np
+import pytest
 
 TOLERANCE = {"float64": 1e-13, "float32": 3e-6, "float16": 1.5e-3, "bfloat16": 8e-3}
 SHAPES = [(2, 0, 1, 3, 2), (2, 1, 2, 4, 4), (1, 2, 1, 1, 5), (2, 17, 2, 8, 5), (1, 65, 2, 5, 16)]  # B T H D K
@@ -30,3 +34,14 @@ def inputs(B, T, H, D, K, f="full", g="full", seed=0):
     normal = rng.standard_normal
     return dict(v=normal((B, T, H, D)), f=gate(rng, f, (B, T, H, D)), q=normal((B, T, H, K)),
                 k=normal((B, T, H, K)) / np.sqrt(K), g=gate(rng, g, (B, T, H, K)), initial_state=normal((B, H, D, K)))
+
+
+def load_script(path):
+    """A script of the repository, by its path there, as a module; skips where the tests lie alone."""
+    file = pathlib.Path(__file__).parents[2] / path
+    if not file.exists():
+        pytest.skip(f"no {path} beside these tests")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,5 +1,4 @@
 """bench/transformer.py with sizes of a few seconds."""
-import importlib.util
 import json
 import pathlib
 import sys
@@ -10,17 +9,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("tabulate")
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "bench/transformer.py"
+from common import load_script
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    if not SCRIPT.exists():
-        pytest.skip("no benchmarks beside these tests")
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    spec = importlib.util.spec_from_file_location("transformer", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2] / "bench")
+    module = load_script("bench/transformer.py")
     monkeypatch.setitem(module.SIZES, "tiny", module.Size(16, 3, 2, 32, 64, (16, 32), (8, 40), 2))
     return module
 

@@ -1,7 +1,5 @@
 """The demo's script with sizes of a few seconds."""
-import importlib.util
 import json
-import pathlib
 import sys
 
 import pytest
@@ -9,16 +7,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "bindings/python/demo/compare_rules.py"
+from common import load_script
 
 
 @pytest.fixture
 def demo(monkeypatch):
-    if not SCRIPT.exists():
-        pytest.skip("no demo beside these tests")
-    spec = importlib.util.spec_from_file_location("compare_rules", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("bindings/python/demo/compare_rules.py")
     text = "".join(f"def f{n}():\n    return {n} * {n}\n\n" for n in range(500))
     monkeypatch.setattr(module, "corpus", lambda: (text, text[:5000]))
     monkeypatch.setattr(module, "LENGTHS", (8, 64))
