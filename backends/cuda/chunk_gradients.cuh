@@ -1,4 +1,4 @@
-// Step 3 of decay backward (decay_backward.cuh): the gradients of one side of a chunk, 16 columns at a time.
+// Step 3 of decay backward (decay_backward.cuh): the gradients of one side of a chunk, 16 and 16 columns by a warp.
 //
 // A lane holds a quarter of the chunk, tokens 4 j .. 4 j + 3 with j = lane % 4, of columns g and g + 8, g = lane / 4: the
 // layout of a matrix product's result whose rows are columns and whose columns are tokens in a certain order, and at once
@@ -33,12 +33,14 @@ struct alignas(16) SideDesk {
   float scores[CHUNK][CHUNK];
   float all[SLICE];      // products of a over the chunk
   float half[2][SLICE];  // and over its halves
-  T gates[SLICE];        // all, as the data
-  float sums[2][CHUNK];  // of a gate of one value a token: its gradient from the desk's two warps
+  alignas(16) T gates[4][SLICE / 4];  // all, as the data: the pairs of columns that a lane of four reads
+  float sums[SLICE / 16][CHUNK];  // of a gate of one value a token: its gradient from 16 columns each
 };
 
 template <class T, class G>
 struct BackwardMemory {
+  TileTask task;
+  const T* states;             // of the head, this tile's part of them: before its second block ..
   SideArgs side[2];            // from the head's first token on: a place is {0, 0, token, count}
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
   T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];  // [value][key]: entering a chunk, and the gradient leaving it
@@ -128,10 +130,9 @@ struct ChunkGradients {
   using P = typename Pair<T>::type;
   using Desk = SideDesk<T, G>;
   BackwardMemory<T, G>& memory;
-  int first_value, first_key;  // of the state's tile
-  bool single;                 // it is the only one
+  bool single;  // the state is one tile
 
-  __device__ __forceinline__ int first_column(bool key_side) const { return key_side ? first_key : first_value; }
+  __device__ __forceinline__ int first_column(bool key_side) const { return key_side ? memory.task.key : memory.task.value; }
 
   template <class E, int W>
   __device__ __forceinline__ static void load(Quarter& to, const E (&rows)[CHUNK][W], int column, int lane) {
@@ -149,35 +150,45 @@ struct ChunkGradients {
     }
   }
 
-  // For 16 columns of desk `number`: what its sinks meet of S, its sources of R, and S of R behind the chunk's gates.
+  // For 32 columns of desk `number`, 16 and 16: what its sinks meet of S, its sources of R, and S of R behind the chunk's gates.
   template <bool key_side>
-  __device__ __forceinline__ void meet(int number, int column, int lane, Quarter& E, Quarter& L, float (&passing)[2]) const {
+  __device__ __forceinline__ void meet(int number, int column, int lane, Quarter (&E)[2], Quarter (&L)[2],
+                                       float (&passing)[2][2]) const {
     const Desk& other = memory.desk[number ^ 1];
-    const Piece<key_side> S(memory.S[number / 2], column, lane), R(memory.R[number / 2], column, lane);
     const uint32_t sinks = quarter_rows(other.sinks, 0, lane), sources = quarter_rows(other.sources, 0, lane);
-    float low[4] = {}, high[4] = {};
+    P gates[4];
+    float low[2][4] = {}, high[2][4] = {};
 #pragma unroll
     for (int k = 0; k < SLICE / 16; ++k) {
-      uint32_t s[4], r[4], sink[4], source[4];
-      S.load(s, k), R.load(r, k);
+      uint32_t sink[4], source[4];
+      if (k % 2 == 0) *reinterpret_cast<uint4*>(gates) = *reinterpret_cast<const uint4*>(&other.gates[lane % 4][k * 4]);
       load_matrices(sink, sinks + k * 32), load_matrices(source, sources + k * 32);
-      E.add<T>(s, sink);
-      L.add<T>(r, source);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = k * 16 + i / 2 * 8 + lane % 4 * 2;
-        const P piece = *reinterpret_cast<const P*>(&s[i]);
-        if constexpr (std::is_same_v<T, __half>)  // gates may be wider
-          s[i] = bits(narrow<T>(widen(piece) * *reinterpret_cast<const float2*>(&other.all[column])));
-        else s[i] = bits(__hmul2(piece, *reinterpret_cast<const P*>(&other.gates[column])));
+      for (int n = 0; n < 2; ++n) {
+        const Piece<key_side> S(memory.S[number / 2], column + n * 16, lane), R(memory.R[number / 2], column + n * 16, lane);
+        uint32_t s[4], r[4];
+        S.load(s, k), R.load(r, k);
+        E[n].template add<T>(s, sink);
+        L[n].template add<T>(r, source);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const P piece = *reinterpret_cast<const P*>(&s[i]);
+          if constexpr (std::is_same_v<T, __half>)  // gates may be wider
+            s[i] = bits(narrow<T>(widen(piece) *
+                                  *reinterpret_cast<const float2*>(&other.all[k * 16 + i / 2 * 8 + lane % 4 * 2])));
+          else s[i] = bits(__hmul2(piece, gates[k % 2 * 2 + i / 2]));
+        }
+        // R's halves are right operands as they lie
+        multiply_add<T>(low[n], s[0], s[1], r[0]), multiply_add<T>(low[n], s[2], s[3], r[2]);
+        multiply_add<T>(high[n], s[0], s[1], r[1]), multiply_add<T>(high[n], s[2], s[3], r[3]);
       }
-      // R's halves are right operands as they lie
-      multiply_add<T>(low, s[0], s[1], r[0]), multiply_add<T>(low, s[2], s[3], r[2]);
-      multiply_add<T>(high, s[0], s[1], r[1]), multiply_add<T>(high, s[2], s[3], r[3]);
     }
     const int g = lane / 4, holder = g * 4 + g / 2;  // of the diagonal
-    passing[0] = __shfl_sync(~0u, g % 2 ? low[1] : low[0], holder);
-    passing[1] = __shfl_sync(~0u, g % 2 ? high[3] : high[2], holder);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      passing[n][0] = __shfl_sync(~0u, g % 2 ? low[n][1] : low[n][0], holder);
+      passing[n][1] = __shfl_sync(~0u, g % 2 ? high[n][3] : high[n][2], holder);
+    }
   }
 
   // Into the lane's quarter: E, L, passing of the chunk become the quarter's.
@@ -260,42 +271,43 @@ struct ChunkGradients {
       for (int i = 0; i < 8; ++i) rows[row_of(lane % 4 * 4 + i % 4)][first + i / 4 * 8 + lane / 4] = d(i / 4, i % 4);
     }
   }
-  // The same of a gate of one value a token, summed over a warp's columns.
-  __device__ __forceinline__ static void leave_sums(float (&sum)[4], Desk& desk, bool second, int lane) {
+  // The same of a gate of one value a token, summed over as many of the columns as there are.
+  __device__ __forceinline__ static void leave_sums(const Quarter& d, float (&to)[CHUNK], int columns, int lane) {
+    float sum[4] = {};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i % 4] += i / 4 * 8 + lane / 4 < columns ? d(i / 4, i % 4) : 0.f;
 #pragma unroll
     for (int t = 0; t < 4; ++t)
       for (int i = 4; i < 32; i *= 2) sum[t] += __shfl_xor_sync(~0u, sum[t], i);
-    if (lane < 4) *reinterpret_cast<float4*>(&desk.sums[second][lane * 4]) = {sum[0], sum[1], sum[2], sum[3]};
+    if (lane < 4) *reinterpret_cast<float4*>(&to[lane * 4]) = {sum[0], sum[1], sum[2], sum[3]};
   }
 
   // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients.
   __device__ __forceinline__ void gradients(int number, bool second) const {
+    const int lane = fresh(threadIdx.x % 32), first = second * HALF_SLICE;
+    Quarter E[2], L[2];
+    float passing[2][2];
+    if (number % 2) meet<true>(number, first, lane, E, L, passing);
+    else meet<false>(number, first, lane, E, L, passing);
+    const Scores<T> A(memory.desk[number ^ 1], lane);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) refine(number, first + n * 16, A, E[n], L[n], passing[n]);
+  }
+  // For 16 columns of the desk.
+  __device__ __forceinline__ void refine(int number, int first, const Scores<T>& A, Quarter& E, Quarter& L,
+                                         float (&passing)[2]) const {
     const bool key_side = number % 2;
     const SideArgs& s = memory.side[key_side];
-    const int lane = fresh(threadIdx.x % 32), columns = s.width - first_column(key_side);
+    const int lane = fresh(threadIdx.x % 32);
     Desk& desk = memory.desk[number];
-    const Scores<T> A(memory.desk[number ^ 1], lane);
-    const bool full = s.d_a.width == s.width, sum = s.d_a.width && !full;
-    float sums[4] = {};
-#pragma unroll 1
-    for (int first = second * HALF_SLICE; first < (second + 1) * HALF_SLICE; first += 16) {
-      Quarter x, z, a, E, L;
-      float passing[2];
-      if (key_side) meet<true>(number, first, lane, E, L, passing);
-      else meet<false>(number, first, lane, E, L, passing);
-      load(x, desk.x, first, lane), load(z, desk.z, first, lane), load(a, desk.a, first, lane);
-      to_quarters(A, lane, x, z, a, E, L, passing);
+    Quarter x, z, a;
+    load(x, desk.x, first, lane), load(z, desk.z, first, lane), load(a, desk.a, first, lane);
+    to_quarters(A, lane, x, z, a, E, L, passing);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) to_tokens(A.near, i, E, L, passing[i], x, z, a);
-      leave(x, desk.x, first, lane), leave(z, desk.z, first, lane);
-      if (full) {
-        leave(a, desk.a, first, lane);
-      } else if (sum) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sums[i % 4] += first + i / 4 * 8 + lane / 4 < columns ? a(i / 4, i % 4) : 0.f;
-      }
-    }
-    if (sum) leave_sums(sums, desk, second, lane);
+    for (int i = 0; i < 2; ++i) to_tokens(A.near, i, E, L, passing[i], x, z, a);
+    leave(x, desk.x, first, lane), leave(z, desk.z, first, lane);
+    if (s.d_a.width == s.width) leave(a, desk.a, first, lane);
+    else if (s.d_a.width) leave_sums(a, desk.sums[first / 16], s.width - first_column(key_side) - first, lane);
   }
 
   // A warp's columns of a gradient, 16 bytes at a time: this lane's start at token t, column j.

@@ -20,24 +20,26 @@ template <class T, class G>
 struct HeadBackward : ChunkGradients<T, G> {
   using Base = ChunkGradients<T, G>;
   using typename Base::Desk;
-  using Base::memory, Base::first_value, Base::first_key;
+  using Base::memory;
   using State = StateRows<T, HALF_SLICE>;
   using Local = cuda::Local<State::N, 32 * SWEEP_WARPS>;
   const BackwardArgs& p;
-  int n, h;
-  Sequence sequence;
 
   __device__ __forceinline__ Place place(int block, int number) const {
     const int first = block * BLOCK + number / 2 * CHUNK;
-    return {0, 0, first, max(min(sequence.length - first, CHUNK), 0)};
+    return {0, 0, first, max(min(memory.task.sequence.length - first, CHUNK), 0)};
   }
-  // By two threads: memory.side.
+  // By two threads: memory.side and memory.states.
   __device__ __forceinline__ void place_side(int number) const {
     SideArgs& s = memory.side[number];
+    const TileTask& task = memory.task;
     s = p.side[number];
-    const Place start{sequence.b, h, sequence.begin, 0};
+    const Place start{task.sequence.b, task.h, task.sequence.begin, 0};
     for (Rows* x : {&s.z, &s.x, &s.d_z, &s.d_x}) x->data = at<T>(*x, start, 0, 0);
     for (Rows* x : {&s.a, &s.d_a}) x->data = at<G>(*x, start, 0, 0);
+    if (number == 0)
+      memory.states = static_cast<const T*>(p.checkpoints) + (task.sequence.checkpoint * p.H + task.h) * p.saved_state +
+                      task.value * p.saved_row + task.key;
   }
 
   // By both warps of a desk, when neither needs what is there. sources: whether they are wanted too.
@@ -45,12 +47,12 @@ struct HeadBackward : ChunkGradients<T, G> {
     const SideArgs& s = memory.side[number % 2];
     Desk& desk = memory.desk[number];
     const Place c = place(block, number);
-    const int column = this->first_column(number % 2);
+    const int column = this->first_column(number % 2), columns = s.width;
+    const auto bring = [&](auto& to, Rows x, float absent) { stage<SLICE>(to, x, c, column, columns, absent); };
     if (second) {
-      if (sources) stage<SLICE>(desk.z, s.z, c, column, s.width, 0.f);
+      if (sources) bring(desk.z, s.z, 0.f);
     } else {
-      stage<SLICE>(desk.x, s.x, c, column, s.width, 0.f);
-      stage<SLICE>(desk.a, s.a, c, column, s.width, 1.f);
+      bring(desk.x, s.x, 0.f), bring(desk.a, s.a, 1.f);
     }
     commit_copies();
   }
@@ -105,7 +107,7 @@ struct HeadBackward : ChunkGradients<T, G> {
     State S;
     S.take(memory.saved, row_of_warp(warp), key_of_warp(warp));
     leave(memory.S[0], S, warp);
-#pragma unroll 1
+#pragma unroll
     for (int chunk = 1; chunk < CHUNKS; ++chunk) {
       const Desk &value = memory.desk[2 * chunk - 2], &key = memory.desk[2 * chunk - 1];
       typename State::Update update;
@@ -116,7 +118,7 @@ struct HeadBackward : ChunkGradients<T, G> {
   }
   // By those that hold R: backward through them.
   __device__ __forceinline__ void back(State& R, int warp, bool keep, Local* local) const {
-#pragma unroll 1
+#pragma unroll
     for (int chunk = CHUNKS - 1; chunk >= 0; --chunk) {
       const Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
       typename State::Update update;
@@ -129,22 +131,24 @@ struct HeadBackward : ChunkGradients<T, G> {
 
   // Every warp brings its part of the state before block `block`.
   __device__ __forceinline__ void stage_state(int block, int warp) const {
-    const int lane = threadIdx.x % 32;
-    if (block == 0) {
-      const int D = memory.side[0].width, K = memory.side[1].width;
-      State S;
-      if (warp >= SWEEP_WARPS) return;
-      S.load(p.initial_state, n, h, first_value + row_of_warp(warp), first_key + key_of_warp(warp), D, K);
-      S.pieces(row_of_warp(warp), key_of_warp(warp), [&](uint4 piece, int d, int at) {
-        *reinterpret_cast<uint4*>(&memory.saved[d][at]) = piece;
-      });
-      return;
-    }
+    if (block == 0) return stage_initial(warp);
     constexpr int pieces = SLICE / SavedRow::PIECE, rows = 32 / pieces;
-    const int d = warp * rows + lane / pieces, at = lane % pieces * SavedRow::PIECE;
-    if (first_value + d >= p.side[0].width || first_key + at >= p.saved_row) return;
-    const T* const saved = static_cast<const T*>(p.checkpoints) + ((sequence.checkpoint + block - 1) * p.H + h) * p.saved_state;
-    copy_async(&memory.saved[d][at], saved + (first_value + d) * p.saved_row + first_key + at);
+    const int lane = threadIdx.x % 32, d = warp * rows + lane / pieces, at = lane % pieces * SavedRow::PIECE;
+    if (d < p.side[0].width - memory.task.value && at < p.saved_row - memory.task.key)
+      copy_async(&memory.saved[d][at], memory.states + (block - 1) * p.H * p.saved_state + d * p.saved_row + at);
+  }
+  __device__ __forceinline__ void stage_initial(int warp) const {
+    if (warp >= SWEEP_WARPS) return;
+    State S;
+    load_state(S, p.initial_state, warp);
+    S.pieces(row_of_warp(warp), key_of_warp(warp), [&](uint4 piece, int d, int at) {
+      *reinterpret_cast<uint4*>(&memory.saved[d][at]) = piece;
+    });
+  }
+  // A warp's part of a state operand.
+  __device__ __forceinline__ void load_state(State& S, const StateOperand& x, int warp) const {
+    const TileTask& t = memory.task;
+    S.load(x, t.n, t.h, t.value + row_of_warp(warp), t.key + key_of_warp(warp), p.side[0].width, p.side[1].width);
   }
 
   // A warp's part of a block's operands and of the state before it.
@@ -224,27 +228,28 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   extern __shared__ __align__(16) char memory[];
   // blockIdx.y: the tile, and the rank in the cluster
   const int64_t block = (int64_t{blockIdx.x} / p.segments * gridDim.y + blockIdx.y) * p.segments + blockIdx.x % p.segments;
-  const auto [segment, value, key, n, h, sequence] = TileTask::of(p, block);
-  const HeadBackward<T, G> kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory), value, key,
-                                      p.side[0].tiles * p.side[1].tiles == 1}, p, n, h, sequence};
   using Kernel = HeadBackward<T, G>;
-  const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS;
-  const int d = value + Kernel::row_of_warp(warp), k = key + Kernel::key_of_warp(warp);
-  const int blocks = (sequence.length + BLOCK - 1) / BLOCK, each = static_cast<int>(p.segment / BLOCK);
+  const Kernel kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory), p.side[0].tiles * p.side[1].tiles == 1}, p};
+  const TileTask& task = kernel.memory.task;
+  if (threadIdx.x == 0) kernel.memory.task = TileTask::of(p, block);
+  __syncthreads();
+  const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS, segment = task.segment;
+  const int blocks = (task.sequence.length + BLOCK - 1) / BLOCK, each = static_cast<int>(p.segment / BLOCK);
   const int first = segment * each, last = segment + 1 < p.segments && blocks > first + each ? first + each : blocks;
   const auto local_of = [&](int s) { return p.local + (block - segment + s) * Kernel::Local::FLOATS; };
   const bool holds_R = warp >= SWEEP_WARPS;
   typename Kernel::State R;
   if constexpr (outputs) {
     if (holds_R) {
-      R.load(p.d_final_state, n, h, d, k, p.side[0].width, p.side[1].width);
+      kernel.load_state(R, p.d_final_state, warp);
       for (int s = p.segments - 1; s > segment; --s) Kernel::Local::pass(local_of(s), thread, R.S);
       kernel.park(R, warp);
     }
     if (last > first) kernel.run(first, last);
     if (holds_R && segment == 0) {
       R = kernel.parked(warp);
-      R.store(p.d_initial_state, n, h, d, k, p.side[0].width, p.side[1].width);
+      R.store(p.d_initial_state, task.n, task.h, task.value + Kernel::row_of_warp(warp), task.key + Kernel::key_of_warp(warp),
+              p.side[0].width, p.side[1].width);
     }
   } else if (segment > 0) {
     typename Kernel::Local local;

@@ -6,16 +6,24 @@
 
 namespace t2fw::cuda {
 
+// The two pairs of tokens that a lane has in a quarter of the scores on the diagonal.
+struct DiagonalPairs {
+  int level[2];  // that splits it: the highest bit in which the token numbers differ, -1 for equal ones; -2: no pair
+
+  __device__ __forceinline__ DiagonalPairs() {
+    const int t = threadIdx.x % 32 / 4;
+    for (int e = 0; e < 2; ++e) {
+      const int s = threadIdx.x % 4 * 2 + e;
+      level[e] = t < s ? -2 : 31 - __clz(t ^ s);
+    }
+  }
+};
+
 // The lower triangle of [16][16] scores as a lane holds it: two elements of each diagonal quarter, two of the quarter of
 // the last level.
 struct Triangle {
   float near[2][2] = {}, far[2] = {};
-
-  // Pairs of a quarter on the diagonal are split at the highest bit in which the token numbers differ, equal ones at none.
-  __device__ __forceinline__ static bool split_here(int level, int e) {
-    const int t = threadIdx.x % 32 / 4, s = threadIdx.x % 4 * 2 + e;
-    return level < 0 ? t == s : t > s && (t ^ s) >> level == 1;
-  }
+  DiagonalPairs pairs;
 
   // Adds the products of sinks with sources, rows of 64 columns in shared memory, as far as the level asks for them.
   // From level 0 on the rows are both.
@@ -35,7 +43,7 @@ struct Triangle {
     for (int e = 0; e < 2; ++e) {
       if (level == 3) {
         far[e] += all[0][2 + e];
-      } else if (split_here(level, e)) {
+      } else if (pairs.level[e] == level) {
         near[0][e] += all[0][e];
         near[1][e] += all[1][2 + e];
       }
@@ -141,9 +149,10 @@ struct HalfChunk {
       return &of[t & 2 ? base - swap : base + swap][c + t * static_cast<int>(sizeof of[0] / sizeof of[0][0])];
     };
     float near[2] = {};
+    const DiagonalPairs pairs;
     const auto keep = [&](int level, float2 sum) {
-      if (Triangle::split_here(level, 0)) near[0] += sum.x;
-      if (Triangle::split_here(level, 1)) near[1] += sum.y;
+      if (pairs.level[0] == level) near[0] += sum.x;
+      if (pairs.level[1] == level) near[1] += sum.y;
     };
     const auto put = [&](auto& to, int t, float2 x) { *reinterpret_cast<Two*>(row(to, t)) = narrow<T>(x); };
     keep(-1, products(eight_rows(desk.x, upper, true), eight_rows(desk.z, upper, false)));
@@ -184,7 +193,7 @@ struct HalfChunk {
     for (int t = 0; t < HALF; ++t) put(desk.sources, t, z[t] * behind);
     if (upper) {
       *reinterpret_cast<float2*>(&desk.all[c]) = all[0] * other;
-      *reinterpret_cast<Two*>(&desk.gates[c]) = narrow<T>(all[0] * other);
+      *reinterpret_cast<Two*>(&desk.gates[lane % 4][lane / 4 * 2]) = narrow<T>(all[0] * other);
     } else {
       *reinterpret_cast<float2*>(&desk.scores[HALF + g][j]) = products(eight_rows(desk.sinks, true, true), sources);
     }
