@@ -54,8 +54,7 @@ int64_t most_blocks(const Problem& p) {
   static_assert(SLICE == 64 && largest_plain_key == 4 * SLICE);
   const int64_t tiles = (p.D + SLICE - 1) / SLICE * 4;
   const int64_t segments = p.sequences ? 1 : std::max<int64_t>(1, p.T / SEGMENT);  // see cut
-  const int64_t elements = p.B * p.T * p.H * std::max(p.D, p.K);                   // sum_parts takes 256 a block
-  return std::max(sequence_count(p) * p.H * tiles * segments, (elements + 255) / 256);
+  return sequence_count(p) * p.H * tiles * segments;
 }
 
 Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple) {
