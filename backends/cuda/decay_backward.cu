@@ -31,7 +31,17 @@ BackwardKernels choose(const Problem& p, bool plain) {
 constexpr int64_t largest = 256;        // D and K
 constexpr int64_t largest_cluster = 8;  // thread blocks, on every GPU that has clusters
 
+// A segment of the plain kernels is long enough for its scratch to be one in so many bytes of its operands and results: with
+// the saved states, at most a tenth of them, less than a quarter.
+constexpr int64_t scratch_share = 7;
+
 int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
+
+// Of a token of a head: v, y, q, k, the gates, and the gradients of all.
+int64_t token_bytes(const Problem& p) {
+  return 4 * (p.D + p.K) * static_cast<int64_t>(bytes_of(p.data_dtype)) +
+         2 * (gate_width(p.f, p.D) + gate_width(p.g, p.K)) * static_cast<int64_t>(bytes_of(p.gate_dtype));
+}
 
 // Of a head's tiles, how many a launch has: all, or as many as share no gradient.
 int64_t tiles_together(const Problem& p, const BackwardKernels& use) {
@@ -96,16 +106,18 @@ bool DecayBackward::takes(const Problem& p) { return p.D <= largest && p.K <= la
 DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) {
   const BackwardKernels use = choose(p, !saved_.narrow);
   for (const auto kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
+  const int64_t longest = std::min(saved_.interval, p.T), local = static_cast<int64_t>(use.local_floats);
+  kept_ = use.run ? (longest - 1) / use.run : 0;  // before all runs of a stretch but the last
   tiles_ = tiles_together(p, use);
   const bool cluster = use.cluster && tiles_ > 1;
   const int64_t slots = cluster ? Launch(use, 1, tiles_, nullptr).clusters(use.backward) : multiprocessors(p);
-  const Segments cuts = cut(p, cluster ? 1 : tiles_, slots,
-                            std::max<int64_t>(BLOCK, saved_.interval));  // they start where a state was saved
+  const int64_t bytes = tiles_ * (local + kept_ * SLICE * SLICE) * static_cast<int64_t>(sizeof(float));  // of a segment
+  const int64_t least = use.cluster ? SEGMENT : std::max(SEGMENT, bytes * scratch_share / token_bytes(p));
+  // They start where a state was saved.
+  const Segments cuts = cut(p, cluster ? 1 : tiles_, slots, std::max<int64_t>(BLOCK, saved_.interval), least);
   segments_ = cuts.count, segment_ = cuts.tokens;
   blocks_ = sequence_count(p) * p.H * tiles_ * segments_;
-  local_floats_ = segments_ > 1 ? blocks_ * static_cast<int64_t>(use.local_floats) : 0;
-  const int64_t longest = std::min(saved_.interval, p.T);
-  kept_ = use.run ? (longest + use.run - 1) / use.run : 0;
+  local_floats_ = segments_ > 1 ? blocks_ * local : 0;
   scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE) * sizeof(float);
 }
 
