@@ -80,6 +80,12 @@ const std::vector<Case>& all_cases() {
       decay(F32, F32, F32, HEAD, NONE, 1, 530, 2, 96, 40, Mixed, true, Bhtx),
       decay(F32, F32, F32, NONE, HEAD, 1, 65, 1, 20, 200),
       decay(F16, F32, F32, HEAD, FULL, 2, 777, 1, 64, 40, Mixed, true, Packed),
+      // several tiles of both sides, as many and not, with a gate that sums over all of them
+      decay(F32, F32, F32, FULL, FULL, 2, 65, 2, 200, 136),
+      decay(F32, F32, F32, FULL, FULL, 1, 1570, 1, 136, 72, Mixed, true, Packed),
+      decay(F32, F32, F32, HEAD, FULL, 1, 1290, 1, 72, 136, Slow),
+      decay(F32, F32, F32, FULL, HEAD, 1, 63, 2, 130, 100, Mixed, true, Bhtx),
+      decay(F16, F16, F32, FULL, HEAD, 1, 37, 2, 200, 136, Mixed, true, Packed),
       // 16-bit data with more keys than the tensor cores' forward takes
       decay(F16, F16, F32, HEAD, FULL, 2, 37, 2, 40, 200, Mixed, true, Bhtx),
       decay(BF16, BF16, BF16, FULL, HEAD, 1, 530, 1, 33, 130, Mixed, true, Packed),

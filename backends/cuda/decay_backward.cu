@@ -1,6 +1,7 @@
 #include "decay_backward.cuh"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/checkpoints.hpp"
 #include "kernels.hpp"
@@ -13,8 +14,8 @@ namespace {
 template <class T, class G>
 BackwardKernels kernels() {
   static_assert(sizeof(BackwardMemory<T, G>) <= shared_memory);
-  return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, nullptr,
-          32 * BACKWARD_WARPS, sizeof(BackwardMemory<T, G>), HeadBackward<T, G>::Local::FLOATS, 0, true};
+  return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, 32 * BACKWARD_WARPS,
+          sizeof(BackwardMemory<T, G>), HeadBackward<T, G>::Local::FLOATS, 0, true};
 }
 
 template <class T>
@@ -30,24 +31,39 @@ BackwardKernels choose(const Problem& p, bool plain) {
 constexpr int64_t largest = 256;        // D and K
 constexpr int64_t largest_cluster = 8;  // thread blocks, on every GPU that has clusters
 
+// A segment of the plain kernels is long enough for its scratch to be one in so many bytes of its operands and results: with
+// the saved states, at most a tenth of them, less than a quarter.
+constexpr int64_t scratch_share = 7;
+
 int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
 
-// The gradients in the order of SumArgs: d_v, d_f, d_k, d_g, d_q; how wide they are, and of how many parts a sum.
-struct Parts {
-  int64_t width[5], count[5], floats = 0;
+// Of a token of a head: v, y, q, k, the gates, and the gradients of all.
+int64_t token_bytes(const Problem& p) {
+  return 4 * (p.D + p.K) * static_cast<int64_t>(bytes_of(p.data_dtype)) +
+         2 * (gate_width(p.f, p.D) + gate_width(p.g, p.K)) * static_cast<int64_t>(bytes_of(p.gate_dtype));
+}
 
-  Parts(const Problem& p, const BackwardKernels& use) {
-    const int64_t I = tiles(p.D), J = tiles(p.K), f = gate_width(p.f, p.D), g = gate_width(p.g, p.K);
-    const int64_t widths[] = {p.D, f, p.K, g, p.K}, counts[] = {J, f == p.D ? J : I * J, I, g == p.K ? I : I * J, I};
-    for (int i = 0; i < 5; ++i) {
-      width[i] = widths[i];
-      count[i] = !use.cluster && widths[i] && counts[i] > 1 ? counts[i] : 0;
-      floats += count[i] * width[i] * p.B * p.T * p.H;
-    }
+// Of a head's tiles, how many a launch has: all, or as many as share no gradient.
+int64_t tiles_together(const Problem& p, const BackwardKernels& use) {
+  if (use.cluster) return tiles(p.D) * tiles(p.K);
+  return p.f == T2FW_GATE_HEAD || p.g == T2FW_GATE_HEAD ? 1 : std::min(tiles(p.D), tiles(p.K));
+}
+
+// Gives the plain kernels the tiles of their next launch. They go by rounds, which have every tile of the side of fewer once
+// and none of the other side's twice: two of a round share no gradient but one of one value a token.
+void take_turns(BackwardArgs& p) {
+  const bool keys_are_few = p.side[1].tiles < p.side[0].tiles;
+  SideArgs &few = p.side[keys_are_few], &many = p.side[!keys_are_few];
+  static_assert(std::extent_v<decltype(few.turn)> == largest / SLICE);
+  for (int i = 0; i < p.together; ++i) {
+    const int place = p.number * p.together + i, round = place / few.tiles, tile = place % few.tiles;
+    const bool fresh = tile + 1 == few.tiles && tile + round < many.tiles;  // of the many, one that no round has had
+    few.turn[i] = {static_cast<int16_t>(tile), round > 0};
+    many.turn[i] = {static_cast<int16_t>((tile + round) % many.tiles), round > 0 && !fresh};
   }
-};
+}
 
-// How a kernel is launched: a thread block for each of `heads`, their segments apart, and of a head's tiles, which are one
+// How a kernel is launched: a thread block for each of `heads`, their segments apart, and of `tiles` tiles, which are one
 // cluster if they work together.
 class Launch {
  public:
@@ -90,18 +106,19 @@ bool DecayBackward::takes(const Problem& p) { return p.D <= largest && p.K <= la
 DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) {
   const BackwardKernels use = choose(p, !saved_.narrow);
   for (const auto kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
-  if (use.sum) load(reinterpret_cast<const void*>(use.sum));
-  const int64_t each = tiles(p.D) * tiles(p.K);
-  const bool together = use.cluster && each > 1;
-  const int64_t slots = together ? Launch(use, 1, each, nullptr).clusters(use.backward) : multiprocessors(p);
-  const Segments cuts = cut(p, together ? 1 : each, slots,
-                            std::max<int64_t>(BLOCK, saved_.interval));  // they start where a state was saved
+  const int64_t longest = std::min(saved_.interval, p.T), local = static_cast<int64_t>(use.local_floats);
+  kept_ = use.run ? (longest - 1) / use.run : 0;  // before all runs of a stretch but the last
+  tiles_ = tiles_together(p, use);
+  const bool cluster = use.cluster && tiles_ > 1;
+  const int64_t slots = cluster ? Launch(use, 1, tiles_, nullptr).clusters(use.backward) : multiprocessors(p);
+  const int64_t bytes = tiles_ * (local + kept_ * SLICE * SLICE) * static_cast<int64_t>(sizeof(float));  // of a segment
+  const int64_t least = use.cluster ? SEGMENT : std::max(SEGMENT, bytes * scratch_share / token_bytes(p));
+  // They start where a state was saved.
+  const Segments cuts = cut(p, cluster ? 1 : tiles_, slots, std::max<int64_t>(BLOCK, saved_.interval), least);
   segments_ = cuts.count, segment_ = cuts.tokens;
-  blocks_ = sequence_count(p) * p.H * each * segments_;
-  local_floats_ = segments_ > 1 ? blocks_ * static_cast<int64_t>(use.local_floats) : 0;
-  const int64_t longest = std::min(saved_.interval, p.T);
-  kept_ = use.run ? (longest + use.run - 1) / use.run : 0;
-  scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE + Parts(p, use).floats) * sizeof(float);
+  blocks_ = sequence_count(p) * p.H * tiles_ * segments_;
+  local_floats_ = segments_ > 1 ? blocks_ * local : 0;
+  scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE) * sizeof(float);
 }
 
 void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream) const {
@@ -111,30 +128,13 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
   const auto value = [&](const void* data, const t2fw_token_strides& s) { return rows(data, p.data_dtype, p.D, p.D, s); };
   const auto key = [&](const void* data, const t2fw_token_strides& s) { return rows(data, p.data_dtype, p.K, p.K, s); };
   const bool wide = p.state_dtype == T2FW_FP32;
-  Rows to[] = {value(a.d_v, p.d_v_strides), rows(a.d_f, p.gate_dtype, f, p.D, p.d_f_strides), key(a.d_k, p.d_k_strides),
-               rows(a.d_g, p.gate_dtype, g, p.K, p.d_g_strides), key(a.d_q, p.d_q_strides)};
-  SumArgs sums{};
-  sums.B = p.B, sums.T = p.T, sums.H = p.H;
-  const BackwardKernels use = choose(p, !saved_.narrow);
-  const Parts parts(p, use);
-  float* const states = static_cast<float*>(a.scratch) + local_floats_;
-  float* free = states + blocks_ * kept_ * SLICE * SLICE;
-  int64_t most = 0;
-  for (int i = 0; i < 5; ++i) {
-    auto& o = sums.output[i];
-    const int64_t width = parts.width[i];
-    o.to = to[i], o.parts = free, o.count = static_cast<int>(parts.count[i]);
-    o.next = p.B * p.T * p.H * width, o.gate = i == 1 || i == 3;
-    if (o.count) to[i] = rows(free, T2FW_FP32, width, i < 2 ? p.D : p.K, {p.T * p.H * width, p.H * width, width});
-    free += o.count * o.next;
-    if (o.count) most = std::max(most, o.next);
-  }
-  const auto next = [&](int i) { return sums.output[i].count ? sums.output[i].next : 0; };
-  const BackwardArgs args{
-      {{value(a.v, p.v_strides), rows(a.f, p.gate_dtype, f, p.D, p.f_strides), value(a.d_y, p.d_y_strides), to[0], to[1], {},
-        next(0), next(1), static_cast<int>(p.D), static_cast<int>(tiles(p.D))},
-       {key(a.k, p.k_strides), rows(a.g, p.gate_dtype, g, p.K, p.g_strides), key(a.q, p.q_strides), to[2], to[3], to[4],
-        next(2), next(3), static_cast<int>(p.K), static_cast<int>(tiles(p.K))}},
+  BackwardArgs args{
+      {{value(a.v, p.v_strides), rows(a.f, p.gate_dtype, f, p.D, p.f_strides), value(a.d_y, p.d_y_strides),
+        value(a.d_v, p.d_v_strides), rows(a.d_f, p.gate_dtype, f, p.D, p.d_f_strides), {}, {},
+        static_cast<int>(p.D), static_cast<int>(tiles(p.D))},
+       {key(a.k, p.k_strides), rows(a.g, p.gate_dtype, g, p.K, p.g_strides), key(a.q, p.q_strides),
+        key(a.d_k, p.d_k_strides), rows(a.d_g, p.gate_dtype, g, p.K, p.d_g_strides), key(a.d_q, p.d_q_strides), {},
+        static_cast<int>(p.K), static_cast<int>(tiles(p.K))}},
       {a.initial_state, p.initial_state_strides, wide},
       {a.d_final_state, p.d_final_state_strides, wide},
       {a.d_initial_state, p.d_initial_state_strides, wide},
@@ -149,13 +149,17 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       segment_,
       static_cast<int>(segments_),
       static_cast<int>(p.sequences),
-      states,
-      static_cast<int>(kept_)};
-  const int64_t each = tiles(p.D) * tiles(p.K);
-  const Launch how(use, blocks_ / each, each, stream);
-  if (segments_ > 1) launch(how, use.local, args);
-  launch(how, use.backward, args);
-  if (most) launch(config(dim3(static_cast<unsigned>((most + 255) / 256), 5), 256, 0, stream), use.sum, sums);
+      static_cast<float*>(a.scratch) + local_floats_,
+      static_cast<int>(kept_),
+      static_cast<int>(tiles_),
+      0};
+  const BackwardKernels use = choose(p, !saved_.narrow);
+  const Launch how(use, blocks_ / tiles_, tiles_, stream);
+  for (; args.number * tiles_ < tiles(p.D) * tiles(p.K); ++args.number) {
+    if (!use.cluster) take_turns(args);
+    if (segments_ > 1) launch(how, use.local, args);
+    launch(how, use.backward, args);
+  }
 }
 
 }  // namespace t2fw::cuda

@@ -2,6 +2,7 @@
 
 #include "kernels.hpp"
 #include "launch.hpp"
+#include "tuning.hpp"
 
 namespace t2fw::cuda {
 namespace {
@@ -35,7 +36,7 @@ DecayForward::DecayForward(const Problem& p)
   const ForwardKernels use = choose(p, plain_);
   for (const auto kernel : {use.forward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   const int64_t slices = (p.D + use.slice - 1) / use.slice;
-  const Segments cuts = cut(p, slices, multiprocessors(p), CHUNK);
+  const Segments cuts = cut(p, slices, multiprocessors(p), CHUNK, SEGMENT);
   segments_ = cuts.count, segment_ = cuts.tokens;
   blocks_ = sequence_count(p) * p.H * slices * segments_;
   scratch_ = segments_ > 1 ? static_cast<size_t>(blocks_) * use.local_floats * sizeof(float) : 0;

@@ -50,7 +50,7 @@ class DecayBackward {
  private:
   Problem p_;
   Saved saved_;
-  int64_t segments_, segment_, blocks_;
+  int64_t segments_, segment_, tiles_, blocks_;  // tiles_, of a head, and blocks_: of a launch
   int64_t local_floats_, kept_;  // in scratch: of all segments' local states; states that a block keeps
   size_t scratch_;
 };

@@ -53,12 +53,11 @@ int64_t most_blocks(const Problem& p) {
   // more, step's 32.
   static_assert(SLICE == 64 && largest_plain_key == 4 * SLICE);
   const int64_t tiles = (p.D + SLICE - 1) / SLICE * 4;
-  const int64_t segments = p.sequences ? 1 : std::max<int64_t>(1, p.T / SEGMENT);  // see cut
-  const int64_t elements = p.B * p.T * p.H * std::max(p.D, p.K);                   // sum_parts takes 256 a block
-  return std::max(sequence_count(p) * p.H * tiles * segments, (elements + 255) / 256);
+  const int64_t segments = p.sequences ? 1 : std::max<int64_t>(1, p.T / SEGMENT);  // the least that is cut
+  return sequence_count(p) * p.H * tiles * segments;
 }
 
-Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple) {
+Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple, int64_t least) {
   if (p.sequences) return {1, (p.T + multiple - 1) / multiple * multiple};
   const bool alone = p.flags & T2FW_BATCH_INVARIANT;  // as if the sequence were the only one
   const int64_t blocks = std::max<int64_t>(1, (alone ? 1 : p.B) * p.H * slices);
@@ -66,9 +65,9 @@ Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple) 
     return static_cast<double>((blocks * count + slots - 1) / slots) / static_cast<double>(count);
   };
   int64_t wanted = 1;
-  double least = rounds(1);
-  for (int64_t count = 2; count <= std::min(slots, p.T / SEGMENT); ++count)
-    if (const double time = rounds(count) * LOCAL_PASS; time < WORTH * least) wanted = count, least = time;
+  double best = rounds(1);
+  for (int64_t count = 2; count <= std::min(slots, p.T / least); ++count)
+    if (const double time = rounds(count) * LOCAL_PASS; time < WORTH * best) wanted = count, best = time;
   const int64_t tokens = ((p.T + wanted - 1) / wanted + multiple - 1) / multiple * multiple;
   return {std::max<int64_t>(1, tokens ? (p.T + tokens - 1) / tokens : 1), tokens};
 }

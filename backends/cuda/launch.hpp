@@ -29,11 +29,11 @@ Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, co
 
 // The tokens of a sequence cut into `count` segments of `tokens` each, the last one perhaps shorter, where that lets a GPU
 // that has room for `slots` at once be done sooner. Packed sequences, whose lengths the host does not know, are not cut.
-// slices: how many each segment of a head is to the GPU; tokens is a multiple of `multiple`.
+// slices: how many each segment of a head is to the GPU; tokens is a multiple of `multiple`, `least` at least.
 struct Segments {
   int64_t count, tokens;
 };
-Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple);
+Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple, int64_t least);
 
 // Of the plan's GPU.
 int multiprocessors(const Problem& p);

@@ -92,7 +92,16 @@ __device__ __forceinline__ void sum_over_lanes(float* x) {
   }
 }
 
-// Writes four neighbouring columns of a token, as far as there are any.
+// Four neighbouring columns of a token, zeros where there are none.
+template <class E>
+__device__ __forceinline__ float4 get_four(const Rows& x, const Place& c, int t, int column, int columns) {
+  if (t >= c.count || column >= columns) return {};
+  const E* const from = at<E>(x, c, t, column);
+  if (x.whole) return widen_four<E>(*reinterpret_cast<const Four<E>*>(from));
+  const auto get = [&](int i) { return column + i < columns ? widen(from[i]) : 0.f; };
+  return {get(0), get(1), get(2), get(3)};
+}
+// Writes them, as far as there are any.
 template <class E>
 __device__ __forceinline__ void put_four(const Rows& x, const Place& c, int t, int column, int columns, float4 value) {
   if (t >= c.count || column >= columns) return;

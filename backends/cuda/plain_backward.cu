@@ -8,7 +8,7 @@ namespace {
 template <class T, class G>
 BackwardKernels kernels() {
   static_assert(sizeof(plain::BackwardMemory) <= plain_shared_memory);
-  return {plain::backward_kernel<T, G, true>, plain::backward_kernel<T, G, false>, sum_parts<T, G>, plain::BACKWARD_THREADS,
+  return {plain::backward_kernel<T, G, true>, plain::backward_kernel<T, G, false>, plain::BACKWARD_THREADS,
           sizeof(plain::BackwardMemory), plain::Backward<T, G>::Local::FLOATS, plain::BACK_RUN, false};
 }
 

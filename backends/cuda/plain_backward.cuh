@@ -29,12 +29,14 @@ struct alignas(16) BackwardMemory {
 
 template <class T, class G>
 struct Backward {
+  static constexpr int HALF = BACKWARD_THREADS / 2, FOURS = SLICE / 4;
   using Patch = float[4][4];  // [key][value]
   using Local = cuda::Local<4, BACKWARD_THREADS>;
   using Side = BackwardMemory::Side;
   const BackwardArgs& p;
   const TileTask& task;
   BackwardMemory& memory;
+  bool adds;  // to the gradients of the thread's side: SideArgs::Turn
 
   // Of the tile.
   __device__ __forceinline__ static int value_warp() { return threadIdx.x / 32 % VALUE_WARPS; }
@@ -91,7 +93,6 @@ struct Backward {
   }
   // A side of a run on its way into shared memory, by half of the threads.
   struct Coming {
-    static constexpr int HALF = BACKWARD_THREADS / 2;
     Staging<T, HALF, BACK_RUN, SLICE> z{}, x{};
     Staging<G, HALF, BACK_RUN, SLICE> a{};
 
@@ -187,46 +188,62 @@ struct Backward {
     }
   }
 
-  // Adds up the warps' sums of the o-th output of a side and writes them, by half of the threads, as E or as parts. A gate of
-  // one value a token takes the sum over the columns.
-  template <class E, int warps, int outputs>
-  __device__ __forceinline__ void put(bool parts, const float (&sums)[BACK_RUN][warps][outputs][SLICE], int o, const Rows& x,
-                                      const Place& c, int column, int columns) const {
-    constexpr int half = BACKWARD_THREADS / 2, fours = SLICE / 4;
-    const int thread = threadIdx.x % half;
-    if (!x.width) return;
-#pragma unroll
-    for (int i = thread; i < BACK_RUN * fours; i += half) {
-      const int t = i / fours, j = i % fours * 4;
-      const auto sum_of = [&](int warp) { return *reinterpret_cast<const float4*>(&sums[t][warp][o][j]); };
-      float4 sum = sum_of(0);
-#pragma unroll
-      for (int warp = 1; warp < warps; ++warp) sum = add(sum, sum_of(warp));
-      if (x.width == columns) {
-        if (sizeof(E) == 4 || parts) put_four<float>(x, c, t, column + j, columns, sum);
-        else put_four<E>(x, c, t, column + j, columns, sum);
-      } else {
-        const auto there = [&](float y, int at) { return column + j + at < columns ? y : 0.f; };
-        float all = there(sum.x, 0) + there(sum.y, 1) + there(sum.z, 2) + there(sum.w, 3);
-        for (int apart = fours / 2; apart; apart /= 2) all += __shfl_xor_sync(~0u, all, apart);
-        if (j == 0 && t < c.count) {
-          if (sizeof(E) == 4 || parts) *const_cast<float*>(at<float>(x, c, t, 0)) = all;
-          else *const_cast<E*>(at<E>(x, c, t, 0)) = narrow<E>(all);
-        }
-      }
-    }
+  // Half of the threads write a side's gradients of a run: four columns of a token each, or the first of them its one value.
+  struct Share {
+    int t, column, columns;
+    bool adds;
+  };
+  __device__ __forceinline__ Share share(int side, const Rows& x) const {
+    static_assert(HALF == BACK_RUN * FOURS);
+    const int t = threadIdx.x % HALF / FOURS, j = threadIdx.x % FOURS * 4, columns = p.side[side].width;
+    if (x.width != columns) return {t, j, 1, p.number > 0};
+    return {t, (side ? task.key : task.value) + j, columns, adds};
   }
-  __device__ __forceinline__ void put_gradients(int run) const {
+  // What earlier launches have left there.
+  template <class E>
+  __device__ __forceinline__ float4 earlier(int side, const Rows& x, const Place& c) const {
+    const Share own = share(side, x);
+    return own.adds && x.width ? get_four<E>(x, c, own.t, own.column, own.columns) : float4{};
+  }
+  struct Earlier {
+    float4 z, a, x;
+  };
+  __device__ __forceinline__ Earlier earlier(int run) const {
+    const int side = threadIdx.x / HALF;
+    const SideArgs& s = p.side[side];
     const Place c = place(run);
-    const int own[2] = {task.value / SLICE, task.key / SLICE};
+    return {earlier<T>(side, s.d_z, c), earlier<G>(side, s.d_a, c), earlier<T>(side, s.d_x, c)};
+  }
+  // Adds the warps' sums of the o-th output of a side to it.
+  template <class E, int warps, int outputs>
+  __device__ __forceinline__ void put(const float (&sums)[BACK_RUN][warps][outputs][SLICE], int o, int side, const Rows& x,
+                                      const Place& c, float4 earlier) const {
+    if (!x.width) return;
+    const Share own = share(side, x);
+    const int j = threadIdx.x % FOURS * 4;
+    const auto sum_of = [&](int warp) { return *reinterpret_cast<const float4*>(&sums[own.t][warp][o][j]); };
+    float4 sum = sum_of(0);
+#pragma unroll
+    for (int warp = 1; warp < warps; ++warp) sum = add(sum, sum_of(warp));
+    if (x.width != p.side[side].width) {
+      const int columns = p.side[side].width - (side ? task.key : task.value) - j;
+      const auto there = [&](float y, int i) { return i < columns ? y : 0.f; };
+      sum.x = there(sum.x, 0) + there(sum.y, 1) + there(sum.z, 2) + there(sum.w, 3);
+      for (int apart = FOURS / 2; apart; apart /= 2) sum.x += __shfl_xor_sync(~0u, sum.x, apart);
+    }
+    if (own.adds) sum = add(earlier, sum);
+    put_four<E>(x, c, own.t, own.column, own.columns, sum);
+  }
+  __device__ __forceinline__ void put_gradients(int run, const Earlier& earlier) const {
+    const Place c = place(run);
     const SideArgs &value = p.side[0], &key = p.side[1];
-    if (threadIdx.x < BACKWARD_THREADS / 2) {
-      put<T>(value.next_part, memory.value, 0, value.part(value.d_z, own[1]), c, task.value, value.width);
-      put<G>(value.next_gate_part, memory.value, 1, value.gate_part(own[0], own[1]), c, task.value, value.width);
+    if (threadIdx.x < HALF) {
+      put<T>(memory.value, 0, 0, value.d_z, c, earlier.z);
+      put<G>(memory.value, 1, 0, value.d_a, c, earlier.a);
     } else {
-      put<T>(key.next_part, memory.key, 0, key.part(key.d_z, own[0]), c, task.key, key.width);
-      put<G>(key.next_gate_part, memory.key, 1, key.gate_part(own[1], own[0]), c, task.key, key.width);
-      put<T>(key.next_part, memory.key, 2, key.part(key.d_x, own[0]), c, task.key, key.width);
+      put<T>(memory.key, 0, 1, key.d_z, c, earlier.z);
+      put<G>(memory.key, 1, 1, key.d_a, c, earlier.a);
+      put<T>(memory.key, 2, 1, key.d_x, c, earlier.x);
     }
   }
 
@@ -265,9 +282,10 @@ struct Backward {
               turn);
         Patch next = {};
         if (i > start) load_kept(i - 1 - start, next);
+        const Earlier sums = earlier(i);  // it comes while the run goes back
         back(turn, S, R);
         __syncthreads();
-        put_gradients(i);
+        put_gradients(i, sums);
 #pragma unroll
         for (int e = 0; e < 16; ++e) S[e / 4][e % 4] = next[e / 4][e % 4];
       }
@@ -314,9 +332,11 @@ struct Backward {
 template <class T, class G, bool outputs>
 __global__ void __launch_bounds__(BACKWARD_THREADS) backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
-  const TileTask task = TileTask::of(p, blockIdx.x);
   using Work = Backward<T, G>;
-  const Work work{p, task, *reinterpret_cast<BackwardMemory*>(memory)};
+  const int block = blockIdx.x / p.segments, i = block % p.together, values = p.side[0].tiles, keys = p.side[1].tiles;
+  const int64_t tile = (int64_t{block / p.together} * keys + p.side[1].turn[i].tile) * values + p.side[0].turn[i].tile;
+  const TileTask task = TileTask::of(p, tile * p.segments + blockIdx.x % p.segments);
+  const Work work{p, task, *reinterpret_cast<BackwardMemory*>(memory), p.side[threadIdx.x / Work::HALF].turn[i].adds};
   const int runs = (task.sequence.length + BACK_RUN - 1) / BACK_RUN;
   const int each = static_cast<int>(p.segment / BACK_RUN), first = task.segment * each;
   const int last = task.segment + 1 < p.segments && runs > first + each ? first + each : runs;
