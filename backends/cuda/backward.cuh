@@ -1,7 +1,7 @@
 // What the kernels of decay backward share: those on tensor cores (decay_backward.cuh) and the plain ones
 // (plain_backward.cuh). A thread block takes a tile of 64 values by 64 keys of a head's state. A gradient that sums over the
-// other side's tiles is added up in a cluster, or by the plain ones where it lies: the first tile stores, and those of later
-// launches add.
+// other side's tiles is added up where it lies, in their order: the first tile stores, the next ones add. On tensor cores all
+// are of one launch, and wait for each other; the plain ones that share a gradient are of launches one after the other.
 #pragma once
 
 #include "sequence.cuh"
@@ -29,6 +29,7 @@ struct BackwardArgs {
   float* local;               // what `local` leaves of every segment but the first; NULL if a sequence is one segment
   int64_t interval, T, H, segment;  // tokens between saved states (a power of two, at least 16), and in a segment
   int segments, sequences;    // sequences: of a packed batch, else 0
+  uint32_t* written;          // on tensor cores: zeros, for each thread block's warps to tell how far they are
   float* states;              // for the plain kernels: room for `kept` states of each thread block's tile
   int kept;
   int together, number;       // and how many of a head's tiles the launch has; its number
@@ -60,7 +61,7 @@ struct BackwardKernels {
   unsigned threads;
   size_t memory, local_floats;  // shared memory of a block; what `local` leaves of a segment
   int run;                      // tokens between the states that a block keeps in scratch; 0: it keeps none
-  bool cluster;                 // the blocks of a head's tiles, blockIdx.y, add up their gradients; else they go by launches
+  int waiting;                  // warps of a block that wait for those of another tile's; 0: the tiles go by launches
 };
 
 // The plain ones: of any data.

@@ -41,6 +41,8 @@ template <class T, class G>
 struct BackwardMemory {
   TileTask task;
   const T* states;             // of the head, this tile's part of them: before its second block ..
+  uint32_t* written;           // by each warp: how many blocks' gradients
+  int apart;                   // from that of a tile to that of the next
   SideArgs side[2];            // from the head's first token on: a place is {0, 0, token, count}
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
   T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];  // [value][key]: entering a chunk, and the gradient leaving it
@@ -130,7 +132,6 @@ struct ChunkGradients {
   using P = typename Pair<T>::type;
   using Desk = SideDesk<T, G>;
   BackwardMemory<T, G>& memory;
-  bool single;  // the state is one tile
 
   __device__ __forceinline__ int first_column(bool key_side) const { return key_side ? memory.task.key : memory.task.value; }
 
@@ -326,20 +327,18 @@ struct ChunkGradients {
 #pragma unroll
       for (int i = 0; i < count; ++i) line[i] = *reinterpret_cast<const uint4*>(&rows[row_of(t + i * together)][first + j]);
     }
-    // Summed over `tiles`: the thread blocks rank, rank + step .. of the cluster.
-    template <int W>
-    __device__ __forceinline__ void sum(const E (&rows)[CHUNK][W], int first, int rank, int step, int tiles) {
+    // += what is there, which another thread block wrote
+    __device__ __forceinline__ void add(const Rows& from, const Place& c, int column, int columns) {
+      if (column + j >= columns) return;
+      const E* at_t = whole_at<E>(from, c, t, column + j);
+      const int64_t step = together * from.t;
+      uint4 there[count];
 #pragma unroll
-      for (int i = 0; i < count; ++i) {
-        float sum[each] = {};
-        for (int tile = 0; tile < tiles; ++tile) {
-          const E* const from = in_block(&rows[row_of(t + i * together)][first + j], rank + tile * step);
-          const uint4 part = *reinterpret_cast<const uint4*>(from);
+      for (int i = 0; i < count; ++i, at_t += step) there[i] = __ldcg(reinterpret_cast<const uint4*>(at_t));
 #pragma unroll
-          for (int e = 0; e < each; ++e) sum[e] += widen(reinterpret_cast<const E*>(&part)[e]);
-        }
-#pragma unroll
-        for (int e = 0; e < each; ++e) reinterpret_cast<E*>(&line[i])[e] = narrow<E>(sum[e]);
+      for (int i = 0; i < count * each; ++i) {
+        E& x = reinterpret_cast<E*>(line)[i];
+        x = narrow<E>(widen(x) + widen(reinterpret_cast<const E*>(there)[i]));
       }
     }
     __device__ __forceinline__ void write(const Rows& to, const Place& c, int column, int columns) const {
@@ -354,66 +353,59 @@ struct ChunkGradients {
   // The same element by element, for what does not lie on 16 bytes.
   template <class E, int W>
   __device__ __forceinline__ static void write_elements(const Rows& to, const Place& c, const E (&rows)[CHUNK][W], int first,
-                                                        int column, int columns, int rank, int step, int tiles) {
+                                                        int column, int columns, bool adds) {
 #pragma unroll 1
     for (int i = threadIdx.x % 32; i < CHUNK * HALF_SLICE; i += 32) {
       const int t = i / HALF_SLICE, j = i % HALF_SLICE;
       if (t >= c.count || column + j >= columns) continue;
-      float sum = 0;
-      for (int tile = 0; tile < tiles; ++tile) sum += widen(*in_block(&rows[row_of(t)][first + j], rank + tile * step));
-      *const_cast<E*>(at<E>(to, c, t, column + j)) = narrow<E>(sum);
+      E* const there = const_cast<E*>(at<E>(to, c, t, column + j));
+      const E own = rows[row_of(t)][first + j];
+      *there = adds ? narrow<E>(widen(own) + widen(__ldcg(there))) : own;
     }
   }
 
-  // After step 3 of all tiles: the gradients of a desk, a chunk of them by each of the tiles that have a part in them.
-  __device__ __forceinline__ void write_desk(int number, bool second, const Place& c) const {
+  // After step 3 of a desk's warps: this warp's part of the gradients. Where tiles have parts in the same element, the first
+  // stores and the next ones, in their order, add: a warp waits for the one that has its place in the tile before. `blocks`:
+  // how many of them, with this one, this warp then has written.
+  __device__ __forceinline__ void write_desk(int number, bool second, const Place& c, uint32_t blocks) const {
     const bool key_side = number % 2;
     const SideArgs& s = memory.side[key_side];
     const Desk& desk = memory.desk[number];
-    const int first = second * HALF_SLICE, column = first_column(key_side) + first;
-    const bool full = s.d_a.width == s.width;
-    if (full && single && copied(s.d_z, c) && copied(s.d_a, c) && (!key_side || copied(s.d_x, c))) {  // the usual case
+    const int values = memory.side[0].tiles, value = first_column(false) / SLICE, key = first_column(true) / SLICE;
+    const bool adds = key_side ? value : key, full = s.d_a.width == s.width, sums = s.d_a.width && !full;
+    const int tile = key * values + value, back = sums ? tile > 0 : !adds ? 0 : key_side ? 1 : values;
+    const int warp = threadIdx.x / 32, first = second * HALF_SLICE, column = first_column(key_side) + first;
+    if (back) wait_for(memory.written - back * memory.apart + warp, blocks);
+    if (full && copied(s.d_z, c) && copied(s.d_a, c) && (!key_side || copied(s.d_x, c))) {  // the usual case
       Lines<T> x, z;
       Lines<G> a;
       x.read(desk.x, first), z.read(desk.z, first), a.read(desk.a, first);
+      if (adds) {
+        if (key_side) x.add(s.d_x, c, column, s.width);
+        z.add(s.d_z, c, column, s.width), a.add(s.d_a, c, column, s.width);
+      }
       if (key_side) x.write(s.d_x, c, column, s.width);
       z.write(s.d_z, c, column, s.width), a.write(s.d_a, c, column, s.width);
-      return;
+    } else {
+      if (key_side) write_elements(s.d_x, c, desk.x, first, column, s.width, adds);
+      write_elements(s.d_z, c, desk.z, first, column, s.width, adds);
+      if (full) write_elements(s.d_a, c, desk.a, first, column, s.width, adds);
     }
-    const int own = first_column(key_side) / SLICE, other = first_column(!key_side) / SLICE;
-    const int values = memory.side[0].tiles, keys = memory.side[1].tiles, tiles = key_side ? values : keys;
-    const int rank = key_side ? own * values : own, step = key_side ? 1 : values;
-    const auto write = [&](const Rows& to, const auto& rows) {
-      using E = std::remove_const_t<std::remove_reference_t<decltype(rows[0][0])>>;
-      Lines<E> lines;
-      if (!copied(to, c)) return write_elements(to, c, rows, first, column, s.width, rank, step, tiles);
-      lines.sum(rows, first, rank, step, tiles);
-      lines.write(to, c, column, s.width);
-    };
-    if (number / 2 % tiles == other) {
-      if (key_side) write(s.d_x, desk.x);
-      write(s.d_z, desk.z);
-      if (full) write(s.d_a, desk.a);
+    if (sums && !second && threadIdx.x % 32 < c.count) {
+      const int t = threadIdx.x % 32;
+      G* const to = const_cast<G*>(at<G>(s.d_a, c, t, 0));
+      float sum = tile ? widen(__ldcg(to)) : 0.f;
+      for (const auto& part : desk.sums) sum += part[t];
+      *to = narrow<G>(sum);
     }
-    const int lane = threadIdx.x % 32;
-    if (full || !s.d_a.width || second || own || other || lane >= c.count) return;
-    float sum = 0;
-    for (int tile = 0; tile < values * keys; ++tile)
-      for (const auto& half : desk.sums) sum += *in_block(&half[lane], tile);
-    *const_cast<G*>(at<G>(s.d_a, c, lane, 0)) = narrow<G>(sum);
+    if (values * memory.side[1].tiles > 1) tell(memory.written + warp, blocks);
   }
 
-  // Before what the other warp of a desk, or another tile's warps, left is read.
-  __device__ __forceinline__ void meet_tiles(int number) const {
+  // Before what the other warp of a desk left is read.
+  __device__ __forceinline__ void meet_warp(int number) const {
     const SideArgs& s = memory.side[number % 2];
-    if (!single) cluster_barrier();
-    else if (s.d_a.width && s.d_a.width != s.width) pair_barrier(number);
+    if (s.d_a.width && s.d_a.width != s.width) pair_barrier(number);
     else __syncwarp();
-  }
-  // Before it is overwritten.
-  __device__ __forceinline__ void leave_tiles(int number) const {
-    if (!single) cluster_barrier();
-    else pair_barrier(number);
   }
   // Of the two warps at a desk.
   __device__ __forceinline__ static void pair_barrier(int number) {

@@ -15,7 +15,7 @@ template <class T, class G>
 BackwardKernels kernels() {
   static_assert(sizeof(BackwardMemory<T, G>) <= shared_memory);
   return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, 32 * BACKWARD_WARPS,
-          sizeof(BackwardMemory<T, G>), HeadBackward<T, G>::Local::FLOATS, 0, true};
+          sizeof(BackwardMemory<T, G>), HeadBackward<T, G>::Local::FLOATS, 0, BACKWARD_WARPS};
 }
 
 template <class T>
@@ -28,8 +28,7 @@ BackwardKernels choose(const Problem& p, bool plain) {
   return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
 }
 
-constexpr int64_t largest = 256;        // D and K
-constexpr int64_t largest_cluster = 8;  // thread blocks, on every GPU that has clusters
+constexpr int64_t largest = 256;  // D and K
 
 // A segment of the plain kernels is long enough for its scratch to be one in so many bytes of its operands and results: with
 // the saved states, at most a tenth of them, less than a quarter.
@@ -45,7 +44,7 @@ int64_t token_bytes(const Problem& p) {
 
 // Of a head's tiles, how many a launch has: all, or as many as share no gradient.
 int64_t tiles_together(const Problem& p, const BackwardKernels& use) {
-  if (use.cluster) return tiles(p.D) * tiles(p.K);
+  if (use.waiting) return tiles(p.D) * tiles(p.K);
   return p.f == T2FW_GATE_HEAD || p.g == T2FW_GATE_HEAD ? 1 : std::min(tiles(p.D), tiles(p.K));
 }
 
@@ -63,37 +62,10 @@ void take_turns(BackwardArgs& p) {
   }
 }
 
-// How a kernel is launched: a thread block for each of `heads`, their segments apart, and of `tiles` tiles, which are one
-// cluster if they work together.
-class Launch {
- public:
-  Launch(const BackwardKernels& use, int64_t heads, int64_t tiles, cudaStream_t stream) {
-    const auto together = static_cast<unsigned>(use.cluster ? tiles : 1);
-    cluster_.id = cudaLaunchAttributeClusterDimension;
-    cluster_.val.clusterDim.x = 1, cluster_.val.clusterDim.y = together, cluster_.val.clusterDim.z = 1;
-    how_ = config(dim3(static_cast<unsigned>(heads * tiles / together), together), use.threads, use.memory, stream);
-    how_.attrs = &cluster_;
-    how_.numAttrs = together > 1;
-  }
-  Launch(const Launch&) = delete;
-  Launch& operator=(const Launch&) = delete;
-  operator const cudaLaunchConfig_t&() const { return how_; }
-  // Clusters that the GPU has room for.
-  int clusters(void (*kernel)(BackwardArgs)) const {
-    int count = 0;
-    check(cudaOccupancyMaxActiveClusters(&count, kernel, &how_));
-    return std::max(count, 1);  // none: the launch will say so
-  }
-
- private:
-  cudaLaunchAttribute cluster_{};
-  cudaLaunchConfig_t how_{};
-};
-
 }  // namespace
 
 Saved saved_states(const Problem& p) {
-  const bool narrow = DecayBackward::takes(p) && tensor_cores(p) && tiles(p.D) * tiles(p.K) <= largest_cluster;
+  const bool narrow = DecayBackward::takes(p) && tensor_cores(p);
   const int64_t interval = narrow ? BLOCK : checkpoint_interval(p);
   const int64_t states = checkpoint_slots(p, interval) * p.H;
   const size_t row = narrow ? static_cast<size_t>(SavedRow::width(p.K)) * bytes_of(p.data_dtype)
@@ -109,16 +81,15 @@ DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) 
   const int64_t longest = std::min(saved_.interval, p.T), local = static_cast<int64_t>(use.local_floats);
   kept_ = use.run ? (longest - 1) / use.run : 0;  // before all runs of a stretch but the last
   tiles_ = tiles_together(p, use);
-  const bool cluster = use.cluster && tiles_ > 1;
-  const int64_t slots = cluster ? Launch(use, 1, tiles_, nullptr).clusters(use.backward) : multiprocessors(p);
   const int64_t bytes = tiles_ * (local + kept_ * SLICE * SLICE) * static_cast<int64_t>(sizeof(float));  // of a segment
-  const int64_t least = use.cluster ? SEGMENT : std::max(SEGMENT, bytes * scratch_share / token_bytes(p));
+  const int64_t least = use.waiting ? SEGMENT : std::max(SEGMENT, bytes * scratch_share / token_bytes(p));
   // They start where a state was saved.
-  const Segments cuts = cut(p, cluster ? 1 : tiles_, slots, std::max<int64_t>(BLOCK, saved_.interval), least);
+  const Segments cuts = cut(p, tiles_, multiprocessors(p), std::max<int64_t>(BLOCK, saved_.interval), least);
   segments_ = cuts.count, segment_ = cuts.tokens;
   blocks_ = sequence_count(p) * p.H * tiles_ * segments_;
   local_floats_ = segments_ > 1 ? blocks_ * local : 0;
-  scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE) * sizeof(float);
+  told_ = tiles_ > 1 ? blocks_ * use.waiting : 0;
+  scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE + told_) * sizeof(float);
 }
 
 void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream) const {
@@ -149,14 +120,16 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       segment_,
       static_cast<int>(segments_),
       static_cast<int>(p.sequences),
+      static_cast<uint32_t*>(a.scratch) + local_floats_,
       static_cast<float*>(a.scratch) + local_floats_,
       static_cast<int>(kept_),
       static_cast<int>(tiles_),
       0};
   const BackwardKernels use = choose(p, !saved_.narrow);
-  const Launch how(use, blocks_ / tiles_, tiles_, stream);
+  const cudaLaunchConfig_t how = config(dim3(static_cast<unsigned>(blocks_)), use.threads, use.memory, stream);
+  if (told_) check(cudaMemsetAsync(args.written, 0, static_cast<size_t>(told_) * sizeof *args.written, stream));
   for (; args.number * tiles_ < tiles(p.D) * tiles(p.K); ++args.number) {
-    if (!use.cluster) take_turns(args);
+    if (!use.waiting) take_turns(args);
     if (segments_ > 1) launch(how, use.local, args);
     launch(how, use.backward, args);
   }

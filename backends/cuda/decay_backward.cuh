@@ -1,6 +1,6 @@
 // decay backward on tensor cores: a thread block takes a head's tokens (or a segment of them) from the last to the first,
 // by blocks of four chunks of 16 tokens. Its state is one tile of 64 values by 64 keys; every gradient of a side is a sum
-// over the other side's tiles, so the blocks of a head's tiles are a cluster and read each other's part of it.
+// over the other side's tiles, whose thread blocks add their parts one after the other where it lies.
 //
 // The two sides are the same function with their arguments swapped (recurrences.md): on the value side the sources,
 // gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps, a barrier of all warps between them:
@@ -29,7 +29,7 @@ struct HeadBackward : ChunkGradients<T, G> {
     const int first = block * BLOCK + number / 2 * CHUNK;
     return {0, 0, first, max(min(memory.task.sequence.length - first, CHUNK), 0)};
   }
-  // By two threads: memory.side and memory.states.
+  // By two threads: memory.side, and what else of memory is no operand.
   __device__ __forceinline__ void place_side(int number) const {
     SideArgs& s = memory.side[number];
     const TileTask& task = memory.task;
@@ -37,9 +37,11 @@ struct HeadBackward : ChunkGradients<T, G> {
     const Place start{task.sequence.b, task.h, task.sequence.begin, 0};
     for (Rows* x : {&s.z, &s.x, &s.d_z, &s.d_x}) x->data = at<T>(*x, start, 0, 0);
     for (Rows* x : {&s.a, &s.d_a}) x->data = at<G>(*x, start, 0, 0);
-    if (number == 0)
-      memory.states = static_cast<const T*>(p.checkpoints) + (task.sequence.checkpoint * p.H + task.h) * p.saved_state +
-                      task.value * p.saved_row + task.key;
+    if (number) return;
+    memory.written = p.written + int64_t{blockIdx.x} * BACKWARD_WARPS;
+    memory.apart = p.segments * BACKWARD_WARPS;
+    memory.states = static_cast<const T*>(p.checkpoints) + (task.sequence.checkpoint * p.H + task.h) * p.saved_state +
+                    task.value * p.saved_row + task.key;
   }
 
   // By both warps of a desk, when neither needs what is there. sources: whether they are wanted too.
@@ -190,9 +192,9 @@ struct HeadBackward : ChunkGradients<T, G> {
       __syncthreads();
       if (block > first) fetch(block - 1, number, warp % 2);
       this->gradients(number, warp % 2);
-      this->meet_tiles(number);
-      this->write_desk(number, warp % 2, place(block, number));
-      this->leave_tiles(number);
+      this->meet_warp(number);
+      this->write_desk(number, warp % 2, place(block, number), last - block);
+      this->pair_barrier(number);
       if (block > first) stage_block(block - 1, warp);
     }
   }
@@ -226,17 +228,15 @@ struct HeadBackward : ChunkGradients<T, G> {
 template <class T, class G, bool outputs>
 __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
-  // blockIdx.y: the tile, and the rank in the cluster
-  const int64_t block = (int64_t{blockIdx.x} / p.segments * gridDim.y + blockIdx.y) * p.segments + blockIdx.x % p.segments;
   using Kernel = HeadBackward<T, G>;
-  const Kernel kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory), p.side[0].tiles * p.side[1].tiles == 1}, p};
+  const Kernel kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory)}, p};
   const TileTask& task = kernel.memory.task;
-  if (threadIdx.x == 0) kernel.memory.task = TileTask::of(p, block);
+  if (threadIdx.x == 0) kernel.memory.task = TileTask::of(p, blockIdx.x);
   __syncthreads();
   const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS, segment = task.segment;
   const int blocks = (task.sequence.length + BLOCK - 1) / BLOCK, each = static_cast<int>(p.segment / BLOCK);
   const int first = segment * each, last = segment + 1 < p.segments && blocks > first + each ? first + each : blocks;
-  const auto local_of = [&](int s) { return p.local + (block - segment + s) * Kernel::Local::FLOATS; };
+  const auto local_of = [&](int s) { return p.local + (int64_t{blockIdx.x} - segment + s) * Kernel::Local::FLOATS; };
   const bool holds_R = warp >= SWEEP_WARPS;
   typename Kernel::State R;
   if constexpr (outputs) {

@@ -51,7 +51,7 @@ class DecayBackward {
   Problem p_;
   Saved saved_;
   int64_t segments_, segment_, tiles_, blocks_;  // tiles_, of a head, and blocks_: of a launch
-  int64_t local_floats_, kept_;  // in scratch: of all segments' local states; states that a block keeps
+  int64_t local_floats_, kept_, told_;  // in scratch: of all segments' local states; states that a block keeps; of `written`
   size_t scratch_;
 };
 

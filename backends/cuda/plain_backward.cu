@@ -9,7 +9,7 @@ template <class T, class G>
 BackwardKernels kernels() {
   static_assert(sizeof(plain::BackwardMemory) <= plain_shared_memory);
   return {plain::backward_kernel<T, G, true>, plain::backward_kernel<T, G, false>, plain::BACKWARD_THREADS,
-          sizeof(plain::BackwardMemory), plain::Backward<T, G>::Local::FLOATS, plain::BACK_RUN, false};
+          sizeof(plain::BackwardMemory), plain::Backward<T, G>::Local::FLOATS, plain::BACK_RUN, 0};
 }
 
 template <class T>

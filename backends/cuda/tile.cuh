@@ -118,21 +118,16 @@ __device__ __forceinline__ void store_matrices_transposed(uint32_t row, const ui
 #endif
 }
 
-// Where the shared memory of a block of the cluster, by its rank, has what this block has at `own`.
-template <class E>
-__device__ __forceinline__ const E* in_block(const E* own, int rank) {
-#if __CUDA_ARCH__ >= 900
-  asm("mapa.u64 %0, %0, %1;" : "+l"(own) : "r"(rank));
-#endif
-  return own;
+// A warp waits until another thread block's has told `count` or more, and sees what that one wrote before.
+__device__ __forceinline__ void wait_for(const uint32_t* told, uint32_t count) {
+  uint32_t now = count;
+  if (threadIdx.x % 32 == 0) do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(told) : "memory");
+  while (now < count);
+  __syncwarp();
 }
-// Of all threads of a cluster.
-__device__ __forceinline__ void cluster_barrier() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-#else
-  __trap();
-#endif
+__device__ __forceinline__ void tell(uint32_t* to, uint32_t count) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(count) : "memory");
 }
 
 // c[16x8] += a[16x16] b[16x8]. Lane l holds rows l / 4 and l / 4 + 8 of c, columns 2 (l % 4) and the next.
