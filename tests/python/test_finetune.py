@@ -65,6 +65,23 @@ def test_a_folder_and_attention(run, tmp_path, capsys):
     assert f"on {tokens // 16 * 16} held-out tokens" in capsys.readouterr().out.splitlines()[-1]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_is_of_every_training_and_ends_with_it(tmp_path, training):
+    tokenizer = finetune.tiny_tokenizer(TEXT)
+    model = finetune.tiny_model(tokenizer, 16, 1, 2, 16).train(training)
+    data, before, seen = finetune.windows(tokenizer, TEXT, 16, "text"), model.lm_head.weight.clone(), []
+    x, fresh = data[0]["input_ids"][None], type(model)(model.config).train(training)
+    for _ in range(2):
+        hook = model.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
+        finetune.train(
+            model, data, data[:4], tmp_path, steps=2, rate=1e-2, batch=4, every=2, device="cpu", bf16=True, save=False)
+        hook.remove()
+        fresh.load_state_dict(model.state_dict())
+        assert torch.equal(model(x).logits, fresh(x).logits) and torch.equal(model(x, return_dict=False)[0], fresh(x).logits)
+        assert all(module.training is training for module in model.modules()) and model.config.use_cache
+    assert seen == [torch.bfloat16] * 6 and not torch.equal(model.lm_head.weight, before)
+
+
 @pytest.mark.parametrize("change,message", [
     (["--data", "absent.txt"], "absent.txt is no file; expected text files for --data and --eval-data"),
     (["--steps", "0"], "--steps is 0; expected at least 1"),

@@ -3,6 +3,7 @@
 In --out lie the fine-tuned model with its tokenizer, checkpoints, log.json (arguments, losses, perplexity) and loss.png.
 """
 import argparse
+import copy
 import json
 import math
 import pathlib
@@ -72,7 +73,9 @@ def train(
     model: Any, data: Windows, held_out: Windows, out: pathlib.Path, *, steps: int, rate: float, batch: int, every: int,
     device: str, bf16: bool = False, save: bool = True, resume: Optional[str] = None,
 ) -> List[Dict[str, float]]:
-    """transformers.Trainer's loop: warm-up, cosine, gradients clipped to 1. -> its log, with eval_loss every `every` steps."""
+    """transformers.Trainer's loop: warm-up, cosine, gradients clipped to 1. -> its log, with eval_loss every `every` steps.
+
+    With bf16 all of it is under autocast, evaluations too. The model comes back without, in the mode it came in."""
     settings = TrainingArguments(
         str(out), max_steps=steps, learning_rate=rate, per_device_train_batch_size=batch, per_device_eval_batch_size=batch,
         warmup_steps=max(steps // 10, 1), lr_scheduler_type="cosine", weight_decay=0.01, logging_steps=max(every // 10, 1),
@@ -80,13 +83,16 @@ def train(
         save_total_limit=2, prediction_loss_only=True, use_cpu=device == "cpu", bf16=bf16, report_to="none",
         dataloader_pin_memory=device != "cpu")
     model.config.use_cache = False
-    trainer = Trainer(model, settings, train_dataset=data, eval_dataset=held_out)
+    # A copy, of the same weights: accelerate replaces the forward of what it prepares, and marks it, for good. Its
+    # unwrap_model takes off transformers' decorators too, and leaves the mark, with which a second training is without autocast.
+    trainer = Trainer(copy.copy(model), settings, train_dataset=data, eval_dataset=held_out)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar)
     trainer.train(resume_from_checkpoint=resume)
     if steps % every:
         trainer.evaluate()
     model.config.use_cache = True
+    model.train(model.training)  # the copy has changed the mode of all within
     return trainer.state.log_history
 
 
