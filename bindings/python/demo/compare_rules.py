@@ -43,7 +43,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "cpu": Size(128, 2, 4, 256, 12, 64, 150, 3e-3, 150, 5e-3),
-    "cuda": Size(768, 12, 12, 1024, 16, 256, 3000, 6e-4, 1000, 5e-4),
+    "cuda": Size(512, 8, 8, 1024, 16, 128, 600, 1e-3, 300, 1e-3),
 }
 
 
@@ -95,7 +95,7 @@ def report(losses: Dict[str, float], start: float, size: Size, costs: Dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=SIZES, default="cpu", help="cuda: the size of GPT-2 small, for longer")
+    parser.add_argument("--device", choices=SIZES, default="cpu", help="cuda: a larger model, for longer")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo"), help="folder of log.json and plots")
     args = parser.parse_args()
 
