@@ -51,6 +51,10 @@ def test_command_and_exact_resume(run, capsys):
     run("--kdim", "8", "--rate", "0.003", "--resume")
     assert same(weights(out), whole)
     assert json.loads((out / "log.json").read_text())["perplexity"] == log["perplexity"]
+    with pytest.raises(ValueError, match="--kdim is None; expected 8, as of the checkpoint to --resume from"):
+        run("--resume")
+    with pytest.raises(ValueError, match="--rule is 'gated'; expected 'decay', as of the checkpoint"):
+        run("--rule", "gated", "--kdim", "8", "--resume")
 
 
 def test_a_folder_and_attention(run, tmp_path, capsys):
@@ -63,6 +67,9 @@ def test_a_folder_and_attention(run, tmp_path, capsys):
     assert (old["transformer.wte.weight"] - new["transformer.wte.weight"]).abs().max() < 0.01
     tokens = len(transformers.AutoTokenizer.from_pretrained(again)(TEXT[:2000])["input_ids"])
     assert f"on {tokens // 16 * 16} held-out tokens" in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(ValueError, match="--rule is 'decay'; expected 'attention', as of the checkpoint to --resume from"):
+        run("--resume")
+    run("--rule", "attention", "--steps", "3", "--resume")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -85,6 +92,7 @@ def test_autocast_is_of_every_training_and_ends_with_it(tmp_path, training):
 @pytest.mark.parametrize("change,message", [
     (["--data", "absent.txt"], "absent.txt is no file; expected text files for --data and --eval-data"),
     (["--steps", "0"], "--steps is 0; expected at least 1"),
+    (["--length", "1"], "--length is 1; expected at least 2"),
     (["--rule", "rwkv"], "invalid choice: 'rwkv'"),
     (["--resume"], "has no checkpoint to --resume from"),
 ])
@@ -97,3 +105,5 @@ def test_wrong_arguments(run, change, message, capsys):
 def test_too_little_text(run):
     with pytest.raises(ValueError, match=r"--data is '\d+ tokens'; expected at least one piece of --length = 99999"):
         run("--length", "99999")
+    with pytest.raises(ValueError, match=r"the last twentieth of --data is '\d+ tokens'; expected at least one piece"):
+        run("--length", "600")

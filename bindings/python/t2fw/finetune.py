@@ -141,9 +141,9 @@ def arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     for file in [*args.data, *(args.eval_data or [])]:
         if not file.is_file():
             parser.error(f"{file} is no file; expected text files for --data and --eval-data")
-    for name in ("length", "batch", "steps", "every", "pretrain_steps"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected at least 1")
+    for name, least in dict(length=2, batch=1, steps=1, every=1, pretrain_steps=1).items():
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected at least {least}")
     if args.resume and (not args.out.is_dir() or get_last_checkpoint(str(args.out)) is None):
         parser.error(f"--out {args.out} has no checkpoint to --resume from")
     return args
@@ -166,7 +166,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     source = str(args.out / "pretrained") if args.model == "tiny" else args.model
     make = args.model == "tiny" and not checkpoint
     tokenizer = tiny_tokenizer(text) if make else AutoTokenizer.from_pretrained(source)
-    data, held_out = (windows(tokenizer, t, args.length, n) for t, n in ((text, "--data"), (held_out_text, "--eval-data")))
+    held_out_name = "--eval-data" if args.eval_data else "the last twentieth of --data"
+    data, held_out = (windows(tokenizer, t, args.length, n) for t, n in ((text, "--data"), (held_out_text, held_out_name)))
     if make:
         model = tiny_model(tokenizer, positions=max(args.length, 1024))
         train(model, data, held_out, args.out / "pretrained", steps=args.pretrain_steps, rate=3e-3, save=False, **common)
@@ -178,6 +179,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     expect("--length", args.length, args.length <= positions, f"at most the model's {positions} positions")
     if args.rule != "attention" and not checkpoint:
         t2fw.convert(model, args.rule, args.kdim)
+    elif args.rule != "attention":
+        for name, got, none in (("--rule", args.rule, "attention"), ("--kdim", args.kdim, None)):
+            its = getattr(model.config, name[2:], none)
+            expect(name, got, got == its, f"{its!r}, as of the checkpoint to --resume from")
     history = train(model, data, held_out, args.out, steps=args.steps, rate=args.rate, resume=checkpoint, **common)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
