@@ -51,6 +51,9 @@ def test_command_and_exact_resume(run, capsys):
     run("--kdim", "8", "--rate", "0.003", "--resume")
     assert same(weights(out), whole)
     assert json.loads((out / "log.json").read_text())["perplexity"] == log["perplexity"]
+    with pytest.raises(SystemExit):
+        run()
+    assert "has checkpoints of an earlier run; expected --resume, or another folder" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--kdim is None; expected 8, as of the checkpoint to --resume from"):
         run("--resume")
     with pytest.raises(ValueError, match="--rule is 'gated'; expected 'decay', as of the checkpoint"):

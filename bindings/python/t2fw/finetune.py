@@ -144,8 +144,11 @@ def arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     for name, least in dict(length=2, batch=1, steps=1, every=1, pretrain_steps=1).items():
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected at least {least}")
-    if args.resume and (not args.out.is_dir() or get_last_checkpoint(str(args.out)) is None):
+    last = get_last_checkpoint(str(args.out)) if args.out.is_dir() else None
+    if args.resume and last is None:
         parser.error(f"--out {args.out} has no checkpoint to --resume from")
+    if last and not args.resume:  # which would later take the one of the most steps, of whichever run
+        parser.error(f"--out {args.out} has checkpoints of an earlier run; expected --resume, or another folder")
     return args
 
 
