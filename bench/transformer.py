@@ -143,16 +143,19 @@ def print_tables(trained: List[Point], generated: List[Point]) -> None:
     def mib(n: Optional[int]) -> Optional[float]:
         return None if n is None else n / MIB
 
-    print("\nA training step")
-    rows = [[p["length"], p["batch"], "compiled" if p["compiled"] else "eager", p["model"], p["step_ms"],
-             p["tokens_per_second"] * 1e-3, mib(p["peak_bytes"]), p["times_attention"]] for p in trained]
-    print(tabulate(rows, ["T", "batch", "mode", "model", "ms", "thousand tokens/s", "peak MiB", "times as fast as attention"],
-                   floatfmt=("", "", "", "", ".2f", ".1f", ".0f", ".2f")))
-    print("\nA generated token, eager; `graph` is the GPU's time alone")
-    rows = [[p["length"], p["batch"], p["model"], p["prefill_ms"], p["token_ms"], p["graph_ms"], mib(p["cache_bytes"]),
-             mib(p["peak_bytes"]), p["times_attention"]] for p in generated]
-    print(tabulate(rows, ["after", "batch", "model", "prefill ms", "token ms", "graph ms", "cache MiB", "peak MiB",
-                          "times as fast as attention"], floatfmt=("", "", "", ".2f", ".3f", ".3f", ".2f", ".0f", ".2f")))
+    if trained:
+        print("\nA training step")
+        rows = [[p["length"], p["batch"], "compiled" if p["compiled"] else "eager", p["model"], p["step_ms"],
+                 p["tokens_per_second"] * 1e-3, mib(p["peak_bytes"]), p["times_attention"]] for p in trained]
+        print(tabulate(rows, ["T", "batch", "mode", "model", "ms", "thousand tokens/s", "peak MiB",
+                              "times as fast as attention"], floatfmt=("", "", "", "", ".2f", ".1f", ".0f", ".2f")))
+    if generated:
+        print("\nA generated token, eager; `graph` is the GPU's time alone")
+        rows = [[p["length"], p["batch"], p["model"], p["prefill_ms"], p["token_ms"], p["graph_ms"], mib(p["cache_bytes"]),
+                 mib(p["peak_bytes"]), p["times_attention"]] for p in generated]
+        print(tabulate(rows, ["after", "batch", "model", "prefill ms", "token ms", "graph ms", "cache MiB", "peak MiB",
+                              "times as fast as attention"],
+                       floatfmt=("", "", "", ".2f", ".3f", ".3f", ".2f", ".0f", ".2f")))
 
 
 def draw(trained: List[Point], generated: List[Point], title: str, path: str) -> None:
@@ -161,12 +164,13 @@ def draw(trained: List[Point], generated: List[Point], title: str, path: str) ->
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    for panel, points, mode, value, label in (
-        (panels[0], trained, "compiled", lambda p: p["step_ms"], "training step, ms"),
-        (panels[1], generated, "batch", lambda p: p["graph_ms"] or p["token_ms"], "generated token, ms"),
-        (panels[2], generated, "batch", lambda p: p["cache_bytes"] / MIB, "cache or state, MiB"),
-    ):
+    plots = [plot for plot in (
+        (trained, "compiled", lambda p: p["step_ms"], "training step, ms"),
+        (generated, "batch", lambda p: p["graph_ms"] or p["token_ms"], "generated token, ms"),
+        (generated, "batch", lambda p: p["cache_bytes"] / MIB, "cache or state, MiB"),
+    ) if plot[0]]
+    figure, panels = plt.subplots(1, len(plots), figsize=(5 * len(plots), 4.5), layout="constrained", squeeze=False)
+    for panel, (points, mode, value, label) in zip(panels[0], plots):
         for color, name in enumerate(MODELS):
             for number, kind in enumerate(sorted({p[mode] for p in points})):
                 line = [(p["length"], value(p)) for p in points if p["model"] == name and p[mode] == kind]
@@ -214,7 +218,7 @@ def main() -> None:
                    "t2fw": t2fw.__version__, "training": trained, "generation": generated}, file, indent=1)
     if importlib.util.find_spec("matplotlib") is None:
         print("no plot is drawn: matplotlib is not installed")
-    else:
+    elif trained or generated:
         draw(trained, generated, title, args.out + ".png")
 
 

@@ -39,6 +39,20 @@ def test_tables_and_plot(bench, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.filterwarnings("error:No artists")  # in a legend
+@pytest.mark.parametrize("left_out,points,title,panels", [
+    (["--lengths"], "training", "A training step", 1), (["--train-lengths"], "generation", "A generated token", 2),
+    (["--lengths", "--train-lengths"], None, None, 0)])
+def test_only_what_was_measured_is_shown(bench, tmp_path, monkeypatch, capsys, left_out, points, title, panels):
+    monkeypatch.setattr(sys, "argv", ["transformer.py", "--batch", "1", *left_out, "--out", str(tmp_path / "out")])
+    bench.main()
+    log, out = json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
+    assert [name for name in ("training", "generation") if log[name]] == [points] * (points is not None)
+    assert [line.split(",")[0] for line in out.splitlines() if line.startswith("A ")] == [title] * (title is not None)
+    png = tmp_path / "out.png"
+    assert png.exists() is (panels > 0) and (not panels or int.from_bytes(png.read_bytes()[16:20], "big") == 750 * panels)
+
+
 def test_a_failure_is_named_and_the_rest_goes_on(bench, capsys):
     def fail(name, size, case):
         return dict(model=name, case=case) if case != 2 or name == "decay" else 1 / 0

@@ -51,6 +51,13 @@ def test_command_and_exact_resume(run, capsys):
     run("--kdim", "8", "--rate", "0.003", "--resume")
     assert same(weights(out), whole)
     assert json.loads((out / "log.json").read_text())["perplexity"] == log["perplexity"]
+    with pytest.raises(SystemExit):
+        run()
+    assert "has checkpoints of an earlier run; expected --resume, or another folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--kdim is None; expected 8, as of the checkpoint to --resume from"):
+        run("--resume")
+    with pytest.raises(ValueError, match="--rule is 'gated'; expected 'decay', as of the checkpoint"):
+        run("--rule", "gated", "--kdim", "8", "--resume")
 
 
 def test_a_folder_and_attention(run, tmp_path, capsys):
@@ -63,11 +70,32 @@ def test_a_folder_and_attention(run, tmp_path, capsys):
     assert (old["transformer.wte.weight"] - new["transformer.wte.weight"]).abs().max() < 0.01
     tokens = len(transformers.AutoTokenizer.from_pretrained(again)(TEXT[:2000])["input_ids"])
     assert f"on {tokens // 16 * 16} held-out tokens" in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(ValueError, match="--rule is 'decay'; expected 'attention', as of the checkpoint to --resume from"):
+        run("--resume")
+    run("--rule", "attention", "--steps", "3", "--resume")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_is_of_every_training_and_ends_with_it(tmp_path, training):
+    tokenizer = finetune.tiny_tokenizer(TEXT)
+    model = finetune.tiny_model(tokenizer, 16, 1, 2, 16).train(training)
+    data, before, seen = finetune.windows(tokenizer, TEXT, 16, "text"), model.lm_head.weight.clone(), []
+    x, fresh = data[0]["input_ids"][None], type(model)(model.config).train(training)
+    for _ in range(2):
+        hook = model.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
+        finetune.train(
+            model, data, data[:4], tmp_path, steps=2, rate=1e-2, batch=4, every=2, device="cpu", bf16=True, save=False)
+        hook.remove()
+        fresh.load_state_dict(model.state_dict())
+        assert torch.equal(model(x).logits, fresh(x).logits) and torch.equal(model(x, return_dict=False)[0], fresh(x).logits)
+        assert all(module.training is training for module in model.modules()) and model.config.use_cache
+    assert seen == [torch.bfloat16] * 6 and not torch.equal(model.lm_head.weight, before)
 
 
 @pytest.mark.parametrize("change,message", [
     (["--data", "absent.txt"], "absent.txt is no file; expected text files for --data and --eval-data"),
     (["--steps", "0"], "--steps is 0; expected at least 1"),
+    (["--length", "1"], "--length is 1; expected at least 2"),
     (["--rule", "rwkv"], "invalid choice: 'rwkv'"),
     (["--resume"], "has no checkpoint to --resume from"),
 ])
@@ -80,3 +108,5 @@ def test_wrong_arguments(run, change, message, capsys):
 def test_too_little_text(run):
     with pytest.raises(ValueError, match=r"--data is '\d+ tokens'; expected at least one piece of --length = 99999"):
         run("--length", "99999")
+    with pytest.raises(ValueError, match=r"the last twentieth of --data is '\d+ tokens'; expected at least one piece"):
+        run("--length", "600")

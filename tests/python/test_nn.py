@@ -81,6 +81,25 @@ def test_step_is_training_pass(rule, sizes):
 
 
 @pytest.mark.parametrize("rule", RULES)
+def test_nothing_to_read(rule):
+    m = layer(rule, **SIZES[2])
+    state = torch.randn(2, 4, 5, 7, dtype=torch.float64)
+    y, after = m(torch.zeros(2, 0, 8, dtype=torch.float64), state)
+    assert y.shape == (2, 0, 8) and torch.equal(after, state)
+    for T in (1, 3):
+        y, after = m(torch.zeros(0, T, 8, dtype=torch.float64))
+        assert y.shape == (0, T, 8) and after.shape == (0, 4, 5, 7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_delta_takes_a_key_of_zeros(dtype):
+    m = layer("delta", dtype, bias=False)
+    y, state = m(torch.zeros(2, 3, 8, dtype=dtype))
+    y.float().sum().backward()
+    assert not y.any() and not state.any() and all(p.grad.isfinite().all() for p in m.parameters())
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_padding_leaves_the_state_alone(rule):
     m = layer(rule)
     x = torch.randn(4, 7, 8, dtype=torch.float64)

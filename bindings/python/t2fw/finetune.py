@@ -3,6 +3,7 @@
 In --out lie the fine-tuned model with its tokenizer, checkpoints, log.json (arguments, losses, perplexity) and loss.png.
 """
 import argparse
+import copy
 import json
 import math
 import pathlib
@@ -72,7 +73,9 @@ def train(
     model: Any, data: Windows, held_out: Windows, out: pathlib.Path, *, steps: int, rate: float, batch: int, every: int,
     device: str, bf16: bool = False, save: bool = True, resume: Optional[str] = None,
 ) -> List[Dict[str, float]]:
-    """transformers.Trainer's loop: warm-up, cosine, gradients clipped to 1. -> its log, with eval_loss every `every` steps."""
+    """transformers.Trainer's loop: warm-up, cosine, gradients clipped to 1. -> its log, with eval_loss every `every` steps.
+
+    With bf16 all of it is under autocast, evaluations too. The model comes back without, in the mode it came in."""
     settings = TrainingArguments(
         str(out), max_steps=steps, learning_rate=rate, per_device_train_batch_size=batch, per_device_eval_batch_size=batch,
         warmup_steps=max(steps // 10, 1), lr_scheduler_type="cosine", weight_decay=0.01, logging_steps=max(every // 10, 1),
@@ -80,13 +83,16 @@ def train(
         save_total_limit=2, prediction_loss_only=True, use_cpu=device == "cpu", bf16=bf16, report_to="none",
         dataloader_pin_memory=device != "cpu")
     model.config.use_cache = False
-    trainer = Trainer(model, settings, train_dataset=data, eval_dataset=held_out)
+    # A copy, of the same weights: accelerate replaces the forward of what it prepares, and marks it, for good. Its
+    # unwrap_model takes off transformers' decorators too, and leaves the mark, with which a second training is without autocast.
+    trainer = Trainer(copy.copy(model), settings, train_dataset=data, eval_dataset=held_out)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar)
     trainer.train(resume_from_checkpoint=resume)
     if steps % every:
         trainer.evaluate()
     model.config.use_cache = True
+    model.train(model.training)  # the copy has changed the mode of all within
     return trainer.state.log_history
 
 
@@ -135,11 +141,14 @@ def arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     for file in [*args.data, *(args.eval_data or [])]:
         if not file.is_file():
             parser.error(f"{file} is no file; expected text files for --data and --eval-data")
-    for name in ("length", "batch", "steps", "every", "pretrain_steps"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected at least 1")
-    if args.resume and (not args.out.is_dir() or get_last_checkpoint(str(args.out)) is None):
+    for name, least in dict(length=2, batch=1, steps=1, every=1, pretrain_steps=1).items():
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected at least {least}")
+    last = get_last_checkpoint(str(args.out)) if args.out.is_dir() else None
+    if args.resume and last is None:
         parser.error(f"--out {args.out} has no checkpoint to --resume from")
+    if last and not args.resume:  # which would later take the one of the most steps, of whichever run
+        parser.error(f"--out {args.out} has checkpoints of an earlier run; expected --resume, or another folder")
     return args
 
 
@@ -160,7 +169,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     source = str(args.out / "pretrained") if args.model == "tiny" else args.model
     make = args.model == "tiny" and not checkpoint
     tokenizer = tiny_tokenizer(text) if make else AutoTokenizer.from_pretrained(source)
-    data, held_out = (windows(tokenizer, t, args.length, n) for t, n in ((text, "--data"), (held_out_text, "--eval-data")))
+    held_out_name = "--eval-data" if args.eval_data else "the last twentieth of --data"
+    data, held_out = (windows(tokenizer, t, args.length, n) for t, n in ((text, "--data"), (held_out_text, held_out_name)))
     if make:
         model = tiny_model(tokenizer, positions=max(args.length, 1024))
         train(model, data, held_out, args.out / "pretrained", steps=args.pretrain_steps, rate=3e-3, save=False, **common)
@@ -172,6 +182,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     expect("--length", args.length, args.length <= positions, f"at most the model's {positions} positions")
     if args.rule != "attention" and not checkpoint:
         t2fw.convert(model, args.rule, args.kdim)
+    elif args.rule != "attention":
+        for name, got, none in (("--rule", args.rule, "attention"), ("--kdim", args.kdim, None)):
+            its = getattr(model.config, name[2:], none)
+            expect(name, got, got == its, f"{its!r}, as of the checkpoint to --resume from")
     history = train(model, data, held_out, args.out, steps=args.steps, rate=args.rate, resume=checkpoint, **common)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

@@ -137,8 +137,8 @@ class DecayingFastWeights(nn.Module):
         B, T, _ = x.shape
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))  # else every projection does it for itself
-        q = self.q(x).view(B, T, -1, self.kdim) * self.kdim**-0.5
-        k, v = self.k(x).view(B, T, -1, self.kdim), self.v(x).view(B, T, -1, self.head_dim)
+        q = self.q(x).view(B, T, self.num_heads, self.kdim) * self.kdim**-0.5
+        k, v = self.k(x).view(B, T, self.num_kv_heads, self.kdim), self.v(x).view(B, T, self.num_kv_heads, self.head_dim)
         if self.num_kv_heads != self.num_heads:
             k, v = (a.repeat_interleave(self.num_heads // self.num_kv_heads, 2) for a in (k, v))
         f, g, a = (None if layer is None else self._gate(layer, x) for layer in (self.f, self.g, self.a))
@@ -146,7 +146,8 @@ class DecayingFastWeights(nn.Module):
             f, v = a, v * (1 - a).to(v.dtype)
         elif self.rule == "delta":  # (sqrt(a) v - S sqrt(a) k) (x) sqrt(a) k = a (v - S k) (x) k
             root = a.sqrt().to(v.dtype)
-            k, v = F.normalize(k, dim=-1) * root, v * root
+            k = F.normalize(k, dim=-1, eps=max(torch.finfo(k.dtype).tiny, 1e-12)) * root  # 1e-12 is zero in float16
+            v = v * root
         if padding_mask is not None:
             padding = (padding_mask == 0)[:, :, None, None]
             k, v = k.masked_fill(padding, 0), v.masked_fill(padding, 0)
@@ -155,4 +156,5 @@ class DecayingFastWeights(nn.Module):
 
     def _gate(self, logits: nn.Module, x: Tensor) -> Tensor:
         """[B,T,H,-1], in float32 or, for float64, in that."""
-        return logits(x).sigmoid().view(*x.shape[:2], self.num_heads, -1)
+        gate = logits(x).sigmoid()
+        return gate.view(*x.shape[:2], self.num_heads, gate.shape[2] // self.num_heads)
