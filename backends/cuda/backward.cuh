@@ -29,7 +29,8 @@ struct BackwardArgs {
   float* local;               // what `local` leaves of every segment but the first; NULL if a sequence is one segment
   int64_t interval, T, H, segment;  // tokens between saved states (a power of two, at least 16), and in a segment
   int segments, sequences;    // sequences: of a packed batch, else 0
-  uint32_t* written;          // on tensor cores: zeros, for each thread block's warps to tell how far they are
+  uint32_t* started;          // on tensor cores, if a head has more than one tile: zero, to count thread blocks, and zeros
+  uint32_t* written;          // for each block's warps to tell how far they are
   float* states;              // for the plain kernels: room for `kept` states of each thread block's tile
   int kept;
   int together, number;       // and how many of a head's tiles the launch has; its number
@@ -37,12 +38,13 @@ struct BackwardArgs {
 
 // One segment of one head, and the tile that a thread block takes of it.
 struct TileTask {
-  int segment, value, key, n, h;  // value, key: the tile's first; n: sequence
+  int block, segment, value, key, n, h;  // block: its number; value, key: the tile's first; n: sequence
   Sequence sequence;
 
   __device__ static TileTask of(const BackwardArgs& p, int64_t block) {
     const int tiles = p.side[0].tiles * p.side[1].tiles;
     TileTask t;
+    t.block = static_cast<int>(block);
     t.segment = static_cast<int>(block % p.segments);
     const int tile = static_cast<int>(block / p.segments % tiles);
     t.value = tile % p.side[0].tiles * SLICE;

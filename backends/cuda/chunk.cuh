@@ -56,7 +56,8 @@ __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, con
     copy_async(i < CHUNK / 2 ? &to[t + i][j] : rows == 4 ? &to[(t + i) ^ 2][j] : &to[t + (i ^ 2)][j], from);  // row_of(t + i)
 }
 
-// The same element by element, for what cannot be copied; `absent` behind the last token.
+// The same element by element, for what cannot be copied; `absent` behind the last token. Past the L1 cache, as copies go: what
+// another thread block has just written is seen.
 template <int W, class E, int P>
 __device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column,
                                                int columns, float absent) {
@@ -65,7 +66,7 @@ __device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x,
   for (int i = threadIdx.x % 32; i < CHUNK * W; i += 32) {
     const int t = i / W, j = i % W;
     const bool there = t < c.count && column + j < columns;
-    to[row_of(t)][j] = there ? *at<E>(x, c, t, column + j) : narrow<E>(absent);
+    to[row_of(t)][j] = there ? __ldcg(at<E>(x, c, t, column + j)) : narrow<E>(absent);
   }
 }
 

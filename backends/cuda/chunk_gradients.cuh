@@ -151,7 +151,8 @@ struct ChunkGradients {
     }
   }
 
-  // For 32 columns of desk `number`, 16 and 16: what its sinks meet of S, its sources of R, and S of R behind the chunk's gates.
+  // For 32 columns of desk `number`, 16 and 16: what its sinks meet of S, its sources of R, and S of R behind the chunk's
+  // gates.
   template <bool key_side>
   __device__ __forceinline__ void meet(int number, int column, int lane, Quarter (&E)[2], Quarter (&L)[2],
                                        float (&passing)[2][2]) const {
@@ -374,7 +375,7 @@ struct ChunkGradients {
     const int values = memory.side[0].tiles, value = first_column(false) / SLICE, key = first_column(true) / SLICE;
     const bool adds = key_side ? value : key, full = s.d_a.width == s.width, sums = s.d_a.width && !full;
     const int tile = key * values + value, back = sums ? tile > 0 : !adds ? 0 : key_side ? 1 : values;
-    const int warp = threadIdx.x / 32, first = second * HALF_SLICE, column = first_column(key_side) + first;
+    const int warp = fresh(threadIdx.x / 32), first = second * HALF_SLICE, column = first_column(key_side) + first;
     if (back) wait_for(memory.written - back * memory.apart + warp, blocks);
     if (full && copied(s.d_z, c) && copied(s.d_a, c) && (!key_side || copied(s.d_x, c))) {  // the usual case
       Lines<T> x, z;

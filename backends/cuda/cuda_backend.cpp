@@ -75,8 +75,8 @@ class CudaBackend final : public Backend {
     if (!portable.empty()) return portable;
     if (p.rule != T2FW_DECAY) return "only the decay rule is native";
     if (p.data_dtype == T2FW_FP64) return "data_dtype must be T2FW_FP32, T2FW_FP16 or T2FW_BF16";
-    if (p.K > cuda::largest_plain_key)
-      return "K must be at most " + std::to_string(cuda::largest_plain_key) + " here; K is " + std::to_string(p.K);
+    if (p.K > cuda::largest_key)
+      return "K must be at most " + std::to_string(cuda::largest_key) + " here; K is " + std::to_string(p.K);
     if (p.T > most_tokens)
       return "T must be at most " + std::to_string(most_tokens) + " here; T is " + std::to_string(p.T);
     if (const int64_t blocks = cuda::most_blocks(p); blocks > INT32_MAX)

@@ -88,7 +88,7 @@ DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) 
   segments_ = cuts.count, segment_ = cuts.tokens;
   blocks_ = sequence_count(p) * p.H * tiles_ * segments_;
   local_floats_ = segments_ > 1 ? blocks_ * local : 0;
-  told_ = tiles_ > 1 ? blocks_ * use.waiting : 0;
+  told_ = tiles_ > 1 && use.waiting ? 1 + blocks_ * use.waiting : 0;
   scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE + told_) * sizeof(float);
 }
 
@@ -99,6 +99,7 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
   const auto value = [&](const void* data, const t2fw_token_strides& s) { return rows(data, p.data_dtype, p.D, p.D, s); };
   const auto key = [&](const void* data, const t2fw_token_strides& s) { return rows(data, p.data_dtype, p.K, p.K, s); };
   const bool wide = p.state_dtype == T2FW_FP32;
+  uint32_t* const told = static_cast<uint32_t*>(a.scratch) + local_floats_;
   BackwardArgs args{
       {{value(a.v, p.v_strides), rows(a.f, p.gate_dtype, f, p.D, p.f_strides), value(a.d_y, p.d_y_strides),
         value(a.d_v, p.d_v_strides), rows(a.d_f, p.gate_dtype, f, p.D, p.d_f_strides), {}, {},
@@ -120,14 +121,15 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       segment_,
       static_cast<int>(segments_),
       static_cast<int>(p.sequences),
-      static_cast<uint32_t*>(a.scratch) + local_floats_,
+      told_ ? told : nullptr,
+      told + 1,
       static_cast<float*>(a.scratch) + local_floats_,
       static_cast<int>(kept_),
       static_cast<int>(tiles_),
       0};
   const BackwardKernels use = choose(p, !saved_.narrow);
   const cudaLaunchConfig_t how = config(dim3(static_cast<unsigned>(blocks_)), use.threads, use.memory, stream);
-  if (told_) check(cudaMemsetAsync(args.written, 0, static_cast<size_t>(told_) * sizeof *args.written, stream));
+  if (told_) check(cudaMemsetAsync(told, 0, static_cast<size_t>(told_) * sizeof *told, stream));
   for (; args.number * tiles_ < tiles(p.D) * tiles(p.K); ++args.number) {
     if (!use.waiting) take_turns(args);
     if (segments_ > 1) launch(how, use.local, args);

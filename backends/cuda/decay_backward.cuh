@@ -38,7 +38,7 @@ struct HeadBackward : ChunkGradients<T, G> {
     for (Rows* x : {&s.z, &s.x, &s.d_z, &s.d_x}) x->data = at<T>(*x, start, 0, 0);
     for (Rows* x : {&s.a, &s.d_a}) x->data = at<G>(*x, start, 0, 0);
     if (number) return;
-    memory.written = p.written + int64_t{blockIdx.x} * BACKWARD_WARPS;
+    memory.written = p.written + int64_t{task.block} * BACKWARD_WARPS;
     memory.apart = p.segments * BACKWARD_WARPS;
     memory.states = static_cast<const T*>(p.checkpoints) + (task.sequence.checkpoint * p.H + task.h) * p.saved_state +
                     task.value * p.saved_row + task.key;
@@ -231,12 +231,12 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   using Kernel = HeadBackward<T, G>;
   const Kernel kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory)}, p};
   const TileTask& task = kernel.memory.task;
-  if (threadIdx.x == 0) kernel.memory.task = TileTask::of(p, blockIdx.x);
+  if (threadIdx.x == 0) kernel.memory.task = TileTask::of(p, outputs && p.started ? started(p.started) : blockIdx.x);
   __syncthreads();
   const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS, segment = task.segment;
   const int blocks = (task.sequence.length + BLOCK - 1) / BLOCK, each = static_cast<int>(p.segment / BLOCK);
   const int first = segment * each, last = segment + 1 < p.segments && blocks > first + each ? first + each : blocks;
-  const auto local_of = [&](int s) { return p.local + (int64_t{blockIdx.x} - segment + s) * Kernel::Local::FLOATS; };
+  const auto local_of = [&](int s) { return p.local + (int64_t{task.block} - segment + s) * Kernel::Local::FLOATS; };
   const bool holds_R = warp >= SWEEP_WARPS;
   typename Kernel::State R;
   if constexpr (outputs) {

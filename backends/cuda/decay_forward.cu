@@ -7,22 +7,27 @@
 namespace t2fw::cuda {
 namespace {
 
-template <class T, class G, int KP>
-ForwardKernels kernels() {
-  constexpr int warps = inside_warps<T, G, KP>;
-  return {decay_forward_kernel<T, G, KP, true>, decay_forward_kernel<T, G, KP, false>, 32 * (warps + STATE_WARPS),
-          warps * sizeof(Desk<T, G, KP>), State<T, G, KP>::Local::FLOATS, SLICE};
-}
-
 template <class T, class G>
-ForwardKernels choose_keys(int64_t K) {
-  return K <= 64 ? kernels<T, G, 64>() : kernels<T, G, 128>();
+ForwardKernels kernels(bool tiles) {
+  constexpr int warps = inside_warps<T, G>;
+  return {tiles ? decay_forward_kernel<T, G, true, true> : decay_forward_kernel<T, G, true, false>,
+          decay_forward_kernel<T, G, false, false>,
+          32 * (warps + STATE_WARPS),
+          warps * sizeof(Desk<T, G>),
+          State<T, G, true>::Local::FLOATS,
+          SLICE,
+          SLICE,
+          warps};
 }
 
 template <class T>
 ForwardKernels choose_gate(const Problem& p) {
-  return p.gate_dtype == T2FW_FP32 ? choose_keys<T, float>(p.K) : choose_keys<T, T>(p.K);
+  return p.gate_dtype == T2FW_FP32 ? kernels<T, float>(p.K > SLICE) : kernels<T, T>(p.K > SLICE);
 }
+
+// K of the forward on tensor cores, at most: the outputs' parts of four tiles, each added in 16 bits, would leave an error of
+// 4.1e-3 in bf16 where gates are near 1; of two tiles it stays below 4e-3.
+constexpr int64_t largest_tensor_key = 2 * SLICE;
 
 ForwardKernels choose(const Problem& p, bool plain) {
   if (plain) return plain_forward(p);
@@ -32,19 +37,22 @@ ForwardKernels choose(const Problem& p, bool plain) {
 }  // namespace
 
 DecayForward::DecayForward(const Problem& p)
-    : p_(p), saved_(saved_states(p)), plain_(!tensor_cores(p) || p.K > largest_key) {
+    : p_(p), saved_(saved_states(p)), plain_(!tensor_cores(p) || p.K > largest_tensor_key) {
   const ForwardKernels use = choose(p, plain_);
   for (const auto kernel : {use.forward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
-  const int64_t slices = (p.D + use.slice - 1) / use.slice;
-  const Segments cuts = cut(p, slices, multiprocessors(p), CHUNK, SEGMENT);
+  const int64_t slices = (p.D + use.values - 1) / use.values, keys = (p.K + use.keys - 1) / use.keys;
+  const Segments cuts = cut(p, slices * keys, multiprocessors(p), CHUNK, SEGMENT);
   segments_ = cuts.count, segment_ = cuts.tokens;
-  blocks_ = sequence_count(p) * p.H * slices * segments_;
-  scratch_ = segments_ > 1 ? static_cast<size_t>(blocks_) * use.local_floats * sizeof(float) : 0;
+  blocks_ = sequence_count(p) * p.H * slices * keys * segments_;
+  local_floats_ = segments_ > 1 ? blocks_ * static_cast<int64_t>(use.local_floats) : 0;
+  told_ = keys > 1 && use.waiting ? 1 + blocks_ * use.waiting : 0;
+  scratch_ = static_cast<size_t>(local_floats_ + told_) * sizeof(float);
 }
 
 void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) const {
   const Problem& p = p_;
   if (!blocks_) return;
+  uint32_t* const told = static_cast<uint32_t*>(a.scratch) + local_floats_;
   const ForwardArgs args{rows(a.v, p.data_dtype, p.D, p.D, p.v_strides),
                          rows(a.f, p.gate_dtype, gate_width(p.f, p.D), p.D, p.f_strides),
                          rows(a.q, p.data_dtype, p.K, p.K, p.q_strides),
@@ -57,6 +65,8 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
                          a.saved,
                          saved_.narrow,
                          segments_ > 1 ? static_cast<float*>(a.scratch) : nullptr,
+                         told_ ? told : nullptr,
+                         told + 1,
                          saved_.interval,
                          p.T,
                          p.H,
@@ -67,6 +77,7 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
                          static_cast<int>(p.sequences)};
   const ForwardKernels use = choose(p, plain_);
   const auto how = config(static_cast<unsigned>(blocks_), use.threads, use.memory, stream);
+  if (told_) check(cudaMemsetAsync(told, 0, static_cast<size_t>(told_) * sizeof *told, stream));
   if (segments_ > 1) launch(how, use.local, args);
   launch(how, use.forward, args);
 }

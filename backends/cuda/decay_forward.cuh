@@ -1,6 +1,7 @@
-// decay forward on tensor cores: a head's value columns by slices of 64, its tokens by chunks of 16.
+// decay forward on tensor cores: a head's state by tiles of 64 values by 64 keys, its tokens by chunks of 16. A tile's outputs
+// are a sum over its keys; where there are more keys, a tile adds to what the one before left.
 //
-// Warps of two kinds work on a thread block's slice. `Inside` warps take the chunks in turn; what a chunk needs of
+// Warps of two kinds work on a thread block's tile. `Inside` warps take the chunks in turn; what a chunk needs of
 // itself does not depend on the state, so as many chunks are under way at once. A lane owns two neighbouring columns of
 // all 16 tokens, so that products of gates never leave its registers. Pairs of tokens are split at their power-of-two
 // boundary (recurrences.md): on the key side a level is one masked matrix product, on the value side sums in fp32. The
@@ -20,11 +21,11 @@ namespace t2fw::cuda {
 inline constexpr int STATE_WARPS = SLICE / 16;
 
 // What a chunk is worked on in: its operands as they came, and what its warp and the state warps hand each other.
-template <class T, class G, int KP>
+template <class T, class G>
 struct alignas(16) Desk {
   Gate full, done;  // the chunk is ready for the state; the state has passed through
-  T q[CHUNK][KP + 8], k[CHUNK][KP + 8];
-  G g[CHUNK][KP];
+  T q[CHUNK][PITCH], k[CHUNK][PITCH];
+  G g[CHUNK][SLICE];
   union {
     struct {
       T v[CHUNK][SLICE];
@@ -32,12 +33,13 @@ struct alignas(16) Desk {
     };
     float y[CHUNK][PITCH];  // what the entering state adds, before the products of f
   };
-  T sinks[CHUNK][KP + 8], sources[CHUNK][KP + 8];  // q, k times the products of g up to and behind the token
+  T sinks[CHUNK][PITCH], sources[CHUNK][PITCH];  // q, k times the products of g up to and behind the token
   union {
     T values[CHUNK][PITCH];  // v times the products of f behind the token
     float scores[CHUNK][CHUNK];
   };
-  float all_f[SLICE], all_g[KP];  // products over the chunk
+  T earlier[CHUNK][SLICE];  // y as the tile of the keys before left it
+  float all_f[SLICE], all_g[SLICE];  // products over the chunk
 };
 
 // The operands from a segment's first token on, so that a chunk's place is {0, 0, token, count}.
@@ -57,31 +59,29 @@ struct SegmentRows {
 // Chunks under way at once: two warps a scheduler beside its state warp, with up to 168 registers a thread, if an SM's
 // memory has room for their desks. Three have the room for 16-bit gates, but with 128 registers they are slower (203 for
 // 180 us at 8,4096,16,64,64).
-template <class T, class G, int KP>
-inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(SegmentRows)) / sizeof(Desk<T, G, KP>));
+template <class T, class G>
+inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(SegmentRows)) / sizeof(Desk<T, G>));
 
-// An inside warp. outputs: y is wanted; else only what the state needs.
-template <class T, class G, int KP, bool outputs>
+// An inside warp. outputs: y is wanted; else only what the state needs. tiles: the head has others, of other keys, that have
+// parts in y.
+template <class T, class G, bool outputs, bool tiles>
 struct Inside {
   using P = typename Pair<T>::type;
   using PG = typename Pair<G>::type;
   const ForwardArgs& p;
   const Task& task;
   const SegmentRows& rows;
-  Desk<T, G, KP>& desk;
+  Desk<T, G>& desk;
 
+  __device__ __forceinline__ int key() const { return outputs && !tiles ? 0 : task.key; }
   __device__ __forceinline__ Place place(int first) const { return {0, 0, first, min(task.length - first, CHUNK)}; }
 
   __device__ __forceinline__ void stage_keys(int first) const {
-    // A copy's strides stay in registers, where each copied row reads the shared one again. For the longer rows that pays (235
-    // to 226 us at 4,4096,8,128,128), with 64 keys it does not (175 to 181 at 8,4096,16,64,64).
-    using Source = std::conditional_t<(KP > SLICE), Rows, const Rows&>;
     if (first < task.length) {
       const Place c = place(first);
-      const Source q = rows.q, k = rows.k, g = rows.g;
-      if constexpr (outputs) stage<KP>(desk.q, q, c, 0, p.K, 0.f);
-      stage<KP>(desk.k, k, c, 0, p.K, 0.f);
-      stage<KP>(desk.g, g, c, 0, p.K, 1.f);
+      if constexpr (outputs) stage<SLICE>(desk.q, rows.q, c, key(), p.K, 0.f);
+      stage<SLICE>(desk.k, rows.k, c, key(), p.K, 0.f);
+      stage<SLICE>(desk.g, rows.g, c, key(), p.K, 1.f);
     }
     commit_copies();
   }
@@ -151,12 +151,28 @@ struct Inside {
     *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = all;
   }
 
+  // Starts to bring the outputs that the tile of the keys before has left. chunks: how many, with this one, its warp has done.
+  __device__ __forceinline__ void stage_earlier(int first, uint32_t chunks) const {
+    const int slices = (p.D + SLICE - 1) / SLICE;
+    wait_for(told(slices * p.segments), chunks);
+    stage<SLICE>(desk.earlier, rows.y, place(first), task.column, p.D, 0.f);
+    commit_copies();
+  }
+  // Where this warp of the thread block `back` before this one tells how many chunks it has done.
+  __device__ __forceinline__ uint32_t* told(int back) const {
+    return p.written + (int64_t{task.block} - back) * inside_warps<T, G> + threadIdx.x / 32;
+  }
+
   __device__ __forceinline__ void store_output(int first, const float2 (&y)[CHUNK], const float2 (&before)[CHUNK]) const {
     const int lane = threadIdx.x % 32, c = task.column + 2 * lane;
     const Place chunk = place(first);
     const int64_t next = rows.y.t;
     T* to = const_cast<T*>(at<T>(rows.y, chunk, 0, c));
-    const auto sum = [&](int t) { return fma(before[t], *reinterpret_cast<const float2*>(&desk.y[t][2 * lane]), y[t]); };
+    const bool adds = tiles && key();
+    const auto sum = [&](int t) {
+      const float2 own = fma(before[t], *reinterpret_cast<const float2*>(&desk.y[t][2 * lane]), y[t]);
+      return adds ? own + widen(*reinterpret_cast<const P*>(&desk.earlier[row_of(t)][2 * lane])) : own;
+    };
     if (copied(rows.y, chunk)) {
       if (c >= p.D) return;
 #pragma unroll
@@ -172,22 +188,20 @@ struct Inside {
   }
 
   __device__ __forceinline__ void run(int warp) const {
-    constexpr int stride = inside_warps<T, G, KP> * CHUNK;
+    constexpr int stride = inside_warps<T, G> * CHUNK;
     const int lane = threadIdx.x % 32;
-    if (p.K < KP || !rows.g.width) fill<KP>(desk.q, 0.f), fill<KP>(desk.k, 0.f), fill<KP>(desk.g, 1.f);
+    if (p.K - key() < SLICE || !rows.g.width) fill<SLICE>(desk.q, 0.f), fill<SLICE>(desk.k, 0.f), fill<SLICE>(desk.g, 1.f);
     __syncwarp();
     stage_keys(warp * CHUNK);
     stage_values(warp * CHUNK);
-    uint32_t round = 0;
+    uint32_t chunks = 0;  // done by this warp
     for (int first = warp * CHUNK; first < task.length; first += stride) {
       float2 y[CHUNK], before[CHUNK];
       wait_copies();
       if constexpr (outputs) {
-        gated_scores<KP>(desk.q, desk.k, desk.g, desk.sinks, desk.sources, desk.all_g, desk.scores);
+        gated_scores(desk.q, desk.k, desk.g, desk.sinks, desk.sources, desk.all_g, desk.scores);
       } else {
-#pragma unroll
-        for (int c = 2 * lane; c < KP; c += SLICE)
-          *reinterpret_cast<float2*>(&desk.all_g[c]) = scale_sources(desk.k, desk.g, true, desk.sources, c);
+        *reinterpret_cast<float2*>(&desk.all_g[2 * lane]) = scale_sources(desk.k, desk.g, true, desk.sources, 2 * lane);
       }
       __syncwarp();
       stage_keys(first + stride);
@@ -197,30 +211,33 @@ struct Inside {
       else
         *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = scale_sources(desk.v, desk.f, rows.f.width, desk.values, 2 * lane);
       desk.full.arrive();
-      desk.done.wait(round);
-      round ^= 1;
+      if (tiles && key()) stage_earlier(first, chunks + 1);
+      desk.done.wait(chunks++ % 2);
+      if (tiles) wait_all_copies();
       if constexpr (outputs) store_output(first, y, before);
+      if (tiles) tell(told(0), chunks);
       __syncwarp();
       stage_values(first + stride);
     }
   }
 };
 
-// A state warp.
-template <class T, class G, int KP>
+// A state warp. only: the head has no other keys.
+template <class T, class G, bool only>
 struct State {
-  using Desk = cuda::Desk<T, G, KP>;
-  using Rows = StateRows<T, KP>;
+  using Desk = cuda::Desk<T, G>;
+  using Rows = StateRows<T, SLICE>;
   using Update = typename Rows::Update;
   using Local = cuda::Local<Rows::N, 32 * STATE_WARPS>;
-  static constexpr int turns = inside_warps<T, G, KP>;
+  static constexpr int turns = inside_warps<T, G>;
   const ForwardArgs& p;
   const Task& task;
   Desk* desks;
   int warp;
 
+  __device__ __forceinline__ int key() const { return only ? 0 : task.key; }
   __device__ __forceinline__ float* local(int64_t segment) const {
-    return p.local + (blockIdx.x - task.segment + segment) * Local::FLOATS;
+    return p.local + (int64_t{task.block} - task.segment + segment) * Local::FLOATS;
   }
   __device__ __forceinline__ void load(Update& update, const Desk& desk) const {
     update.load(desk.values, desk.sources, desk.all_f, desk.all_g, warp * 16, 0);
@@ -233,7 +250,7 @@ struct State {
     const auto& S = rows.S;
     float y[2][2][4] = {};  // even and odd slabs apart: two chains of products
 #pragma unroll
-    for (int i = 0; i < KP / 16; ++i) {
+    for (int i = 0; i < SLICE / 16; ++i) {
       uint32_t q[4];
       load_matrices(q, row + i * 16 * sizeof(T));
       const auto low = [&](int n) { return bits(narrow<T>(float2{S[n][0], S[n][1]})); };
@@ -253,12 +270,12 @@ struct State {
     const int first_row = task.column + warp * 16, width = static_cast<int>(SavedRow::width(p.K));
     if (p.narrow) {
       T* const saved = static_cast<T*>(p.checkpoints) + number * p.D * width;
-      rows.pieces(first_row, 0, [&](uint4 piece, int d, int at) {
+      rows.pieces(first_row, key(), [&](uint4 piece, int d, int at) {
         if (d < p.D && at < width) *reinterpret_cast<uint4*>(&saved[d * width + at]) = piece;
       });
     } else {
       float* const saved = static_cast<float*>(p.checkpoints) + number * p.D * p.K;
-      rows.each(first_row, 0, p.D, p.K, [&](float& s, int d, int key) { saved[int64_t{key} * p.D + d] = s; });
+      rows.each(first_row, key(), p.D, p.K, [&](float& s, int d, int key) { saved[int64_t{key} * p.D + d] = s; });
     }
   }
 
@@ -266,7 +283,7 @@ struct State {
     const int first_row = task.column + warp * 16, thread = warp * 32 + threadIdx.x % 32;
     Rows rows;
     if (p.segments > 1) Local::get(local(p.segments - 1), thread, rows.S);
-    else rows.load(p.initial_state, task.n, task.h, first_row, 0, p.D, p.K);
+    else rows.load(p.initial_state, task.n, task.h, first_row, key(), p.D, p.K);
     for (int s = 0; s < task.segment; ++s) Local::pass(local(s), thread, rows.S);  // always in this order
     const int interval = static_cast<int>(p.interval);
     int64_t number = max(task.start - 1, 0) / interval;
@@ -287,13 +304,13 @@ struct State {
       rows.apply(update);
       if (++turn == turns) turn = 0, round ^= 1;
     }
-    if (task.segment + 1 == p.segments) rows.store(p.final_state, task.n, task.h, first_row, 0, p.D, p.K);
+    if (task.segment + 1 == p.segments) rows.store(p.final_state, task.n, task.h, first_row, key(), p.D, p.K);
   }
 
   // Nobody continues from the last segment: in its place the initial state is kept, which final_state may overwrite.
   __device__ __forceinline__ void keep_initial() const {
     Rows rows;
-    rows.load(p.initial_state, task.n, task.h, task.column + warp * 16, 0, p.D, p.K);
+    rows.load(p.initial_state, task.n, task.h, task.column + warp * 16, key(), p.D, p.K);
     Local().put(local(task.segment), warp * 32 + threadIdx.x % 32, rows.S);
   }
 
@@ -316,16 +333,20 @@ struct State {
   }
 };
 
-template <class T, class G, int KP, bool outputs>
-__global__ void __launch_bounds__(32 * (inside_warps<T, G, KP> + STATE_WARPS), 1)
+template <class T, class G, bool outputs, bool tiles>
+__global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
     decay_forward_kernel(const __grid_constant__ ForwardArgs p) {
   extern __shared__ __align__(16) char memory[];
-  constexpr int inside = inside_warps<T, G, KP>;
-  auto* const desks = reinterpret_cast<Desk<T, G, KP>*>(memory);
-  const Task task = Task::of(p, blockIdx.x, SLICE);
+  constexpr int inside = inside_warps<T, G>;
+  constexpr bool only = outputs && !tiles;
+  auto* const desks = reinterpret_cast<Desk<T, G>*>(memory);
+  __shared__ int number;
+  if (tiles && threadIdx.x == 0) number = started(p.started);
+  if (tiles) __syncthreads();
+  const Task task = Task::of(p, tiles ? number : blockIdx.x, SLICE, SLICE);
   const int warp = threadIdx.x / 32;
   if (!outputs && task.segment + 1 == p.segments) {
-    if (warp >= inside) State<T, G, KP>{p, task, desks, warp - inside}.keep_initial();
+    if (warp >= inside) State<T, G, only>{p, task, desks, warp - inside}.keep_initial();
     return;
   }
   __shared__ SegmentRows rows;
@@ -336,9 +357,9 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G, KP> + STATE_WARPS), 1
   }
   __syncthreads();
   if (warp < inside) {
-    Inside<T, G, KP, outputs>{p, task, rows, desks[warp]}.run(warp);
+    Inside<T, G, outputs, tiles>{p, task, rows, desks[warp]}.run(warp);
   } else {
-    const State<T, G, KP> state{p, task, desks, warp - inside};
+    const State<T, G, only> state{p, task, desks, warp - inside};
     if constexpr (outputs) state.run();
     else state.run_local();
   }

@@ -7,8 +7,8 @@
 
 namespace t2fw::cuda {
 
-// K that the forward takes, and shared memory of a block, at most: on tensor cores, and in the plain form.
-inline constexpr int64_t largest_key = 128, largest_plain_key = 256;
+inline constexpr int64_t largest_key = 256;  // K that the forward takes
+// Shared memory of a block, at most: on tensor cores, and in the plain form.
 inline constexpr int shared_memory = 227 * 1024, plain_shared_memory = 99 * 1024;
 
 // Thread blocks of any launch of a plan, at most, whatever the GPU. A launch counts them in 31 bits.
@@ -36,6 +36,7 @@ class DecayForward {
   Saved saved_;
   bool plain_;
   int64_t segments_, segment_, blocks_;  // segments of a sequence, their tokens; thread blocks
+  int64_t local_floats_, told_;          // in scratch: of all segments' local states; `started` and `written`
   size_t scratch_;
 };
 
@@ -51,7 +52,8 @@ class DecayBackward {
   Problem p_;
   Saved saved_;
   int64_t segments_, segment_, tiles_, blocks_;  // tiles_, of a head, and blocks_: of a launch
-  int64_t local_floats_, kept_, told_;  // in scratch: of all segments' local states; states that a block keeps; of `written`
+  // in scratch: of all segments' local states; states that a block keeps; `started` and `written`
+  int64_t local_floats_, kept_, told_;
   size_t scratch_;
 };
 

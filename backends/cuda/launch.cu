@@ -51,7 +51,7 @@ int multiprocessors(const Problem& p) {
 int64_t most_blocks(const Problem& p) {
   // A head's tiles: backward's, of 64 values by 64 keys, are as many as these or fewer; forward's slices have 16 values or
   // more, step's 32.
-  static_assert(SLICE == 64 && largest_plain_key == 4 * SLICE);
+  static_assert(SLICE == 64 && largest_key == 4 * SLICE);
   const int64_t tiles = (p.D + SLICE - 1) / SLICE * 4;
   const int64_t segments = p.sequences ? 1 : std::max<int64_t>(1, p.T / SEGMENT);  // the least that is cut
   return sequence_count(p) * p.H * tiles * segments;

@@ -10,12 +10,12 @@ ForwardKernels kernels() {
   using Work = plain::Forward<T, G, KP>;
   static_assert(sizeof(typename Work::Memory) <= plain_shared_memory);
   return {plain::forward_kernel<T, G, KP, true>, plain::forward_kernel<T, G, KP, false>, plain::FORWARD_THREADS,
-          sizeof(typename Work::Memory), Work::Local::FLOATS, Work::VALUES};
+          sizeof(typename Work::Memory), Work::Local::FLOATS, Work::VALUES, largest_key, 0};
 }
 
 template <class T, class G>
 ForwardKernels choose_keys(int64_t K) {
-  static_assert(largest_plain_key == 256);
+  static_assert(largest_key == 256);
   return K <= 64 ? kernels<T, G, 64>() : K <= 128 ? kernels<T, G, 128>() : kernels<T, G, 256>();
 }
 

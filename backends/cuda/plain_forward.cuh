@@ -210,7 +210,7 @@ template <class T, class G, int KP, bool outputs>
 __global__ void __launch_bounds__(FORWARD_THREADS, 2) forward_kernel(const __grid_constant__ ForwardArgs p) {
   extern __shared__ __align__(16) char memory[];
   using Work = Forward<T, G, KP>;
-  const Task task = Task::of(p, blockIdx.x, Work::VALUES);
+  const Task task = Task::of(p, blockIdx.x, Work::VALUES, p.K);
   const Work work{p, task, *reinterpret_cast<typename Work::Memory*>(memory)};
   typename Work::Patch S = {};
   if constexpr (outputs) {

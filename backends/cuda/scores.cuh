@@ -58,9 +58,9 @@ struct Triangle {
   }
 };
 
-// By a warp: scores[t][s] = sum over W columns of x_t (a_{s+1} .. a_t) z_s for s <= t; sinks = x times the products of a up
+// By a warp: scores[t][s] = sum over 64 columns of x_t (a_{s+1} .. a_t) z_s for s <= t; sinks = x times the products of a up
 // to each token, sources = z times those behind it, all = the products over the chunk. sinks first holds the levels.
-template <int W, class T, class G, int P, int PA>
+template <class T, class G, int P, int PA>
 __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T (&in_z)[CHUNK][P], const G (&in_a)[CHUNK][PA],
                                              T (&sinks)[CHUNK][P], T (&sources)[CHUNK][P], float* all_products,
                                              float (&scores)[CHUNK][CHUNK]) {
@@ -68,43 +68,40 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
   using TwoG = typename Pair<G>::type;
   const int lane = threadIdx.x % 32;
   Triangle triangle;
+  const int c = 2 * lane, row = row_of(lane % 16), half = lane / 16 * 8;
+  const uint32_t level_rows = shared_address(&sinks[row][half]);
+  triangle.add_level<T>(-1, shared_address(&in_x[row][half]), shared_address(&in_z[row][half]));
+  float2 x[CHUNK], z[CHUNK], all[CHUNK];  // all: at a group's first token the product of its gates
 #pragma unroll
-  for (int slab = 0; slab < W; slab += SLICE) {
-    const int c = slab + 2 * lane, row = row_of(lane % 16), half = slab + lane / 16 * 8;
-    const uint32_t level_rows = shared_address(&sinks[row][half]);
-    triangle.add_level<T>(-1, shared_address(&in_x[row][half]), shared_address(&in_z[row][half]));
-    float2 x[CHUNK], z[CHUNK], all[CHUNK];  // all: at a group's first token the product of its gates
+  for (int t = 0; t < CHUNK; ++t) {
+    all[t] = widen(*reinterpret_cast<const TwoG*>(&in_a[row_of(t)][c]));
+    x[t] = widen(*reinterpret_cast<const Two*>(&in_x[row_of(t)][c])) * all[t];
+    z[t] = widen(*reinterpret_cast<const Two*>(&in_z[row_of(t)][c]));
+  }
 #pragma unroll
-    for (int t = 0; t < CHUNK; ++t) {
-      all[t] = widen(*reinterpret_cast<const TwoG*>(&in_a[row_of(t)][c]));
-      x[t] = widen(*reinterpret_cast<const Two*>(&in_x[row_of(t)][c])) * all[t];
-      z[t] = widen(*reinterpret_cast<const Two*>(&in_z[row_of(t)][c]));
-    }
-#pragma unroll
-    for (int level = 0; level < 4; ++level) {
-      const int l = 1 << level;
-      __syncwarp();
-#pragma unroll
-      for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(t & l ? x[t] : z[t]);
-      __syncwarp();
-      triangle.add_level<T>(level, level_rows, 0);
-#pragma unroll
-      for (int t = 0; t < CHUNK; ++t) {
-        const int first = t / (2 * l) * 2 * l;
-        if (t & l) x[t] = x[t] * all[first];
-        else z[t] = z[t] * all[first + l];
-      }
-#pragma unroll
-      for (int first = 0; first < CHUNK; first += 2 * l) all[first] = all[first] * all[first + l];
-    }
+  for (int level = 0; level < 4; ++level) {
+    const int l = 1 << level;
     __syncwarp();
 #pragma unroll
+    for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(t & l ? x[t] : z[t]);
+    __syncwarp();
+    triangle.add_level<T>(level, level_rows, 0);
+#pragma unroll
     for (int t = 0; t < CHUNK; ++t) {
-      *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(x[t]);
-      *reinterpret_cast<Two*>(&sources[row_of(t)][c]) = narrow<T>(z[t]);
+      const int first = t / (2 * l) * 2 * l;
+      if (t & l) x[t] = x[t] * all[first];
+      else z[t] = z[t] * all[first + l];
     }
-    *reinterpret_cast<float2*>(&all_products[c]) = all[0];
+#pragma unroll
+    for (int first = 0; first < CHUNK; first += 2 * l) all[first] = all[first] * all[first + l];
   }
+  __syncwarp();
+#pragma unroll
+  for (int t = 0; t < CHUNK; ++t) {
+    *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(x[t]);
+    *reinterpret_cast<Two*>(&sources[row_of(t)][c]) = narrow<T>(z[t]);
+  }
+  *reinterpret_cast<float2*>(&all_products[c]) = all[0];
   triangle.put(scores);
   __syncwarp();
 }

@@ -81,6 +81,7 @@ __device__ __forceinline__ int fresh(int x) {
 }
 
 // Two neighbouring columns at once.
+__device__ __forceinline__ float2 operator+(float2 x, float2 y) { return {x.x + y.x, x.y + y.y}; }
 __device__ __forceinline__ float2 operator*(float2 x, float2 y) { return {x.x * y.x, x.y * y.y}; }
 __device__ __forceinline__ float2 operator*(float x, float2 y) { return {x * y.x, x * y.y}; }
 __device__ __forceinline__ float2 fma(float2 x, float2 y, float2 z) { return {fmaf(x.x, y.x, z.x), fmaf(x.y, y.y, z.y)}; }
@@ -117,6 +118,10 @@ __device__ __forceinline__ void store_matrices_transposed(uint32_t row, const ui
   __trap();
 #endif
 }
+
+// By one thread of a thread block: its number among those that have started, so that all of smaller numbers are under way and
+// can be waited for, in whatever order the GPU takes them. count: zero before the kernel.
+__device__ __forceinline__ int started(uint32_t* count) { return static_cast<int>(atomicAdd(count, 1u)); }
 
 // A warp waits until another thread block's has told `count` or more, and sees what that one wrote before.
 __device__ __forceinline__ void wait_for(const uint32_t* told, uint32_t count) {
