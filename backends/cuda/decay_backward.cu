@@ -88,7 +88,7 @@ DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) 
   segments_ = cuts.count, segment_ = cuts.tokens;
   blocks_ = sequence_count(p) * p.H * tiles_ * segments_;
   local_floats_ = segments_ > 1 ? blocks_ * local : 0;
-  told_ = tiles_ > 1 && use.waiting ? 1 + blocks_ * use.waiting : 0;
+  told_ = blocks_ && tiles_ > 1 && use.waiting ? 1 + blocks_ * use.waiting : 0;
   scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE + told_) * sizeof(float);
 }
 
