@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 
 import loop
 import t2fw
+import t2fw.torch  # registers the operators
 from common import GATES, SHAPES, close, inputs
 from conftest import devices
 

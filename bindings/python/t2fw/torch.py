@@ -1,8 +1,14 @@
-"""Plain PyTorch token loops: what t2fw computes, slowly and differentiably. [B,T,D], [B,T,K], state [B,D,K]."""
+"""Plain PyTorch token loops: what t2fw computes, slowly and differentiably. [B,T,D], [B,T,K], state [B,D,K].
+
+Importing this module also registers the operators torch.ops.t2fw.*, which are else there from the first call with a tensor on:
+a program that torch.export saved needs them.
+"""
 from typing import Tuple
 
 import torch
 from torch import Tensor
+
+import t2fw._torch
 
 
 def t2fw_torch(
