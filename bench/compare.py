@@ -134,8 +134,9 @@ def reason_to_leave_out(contender: Contender, shape: Shape, kind: Kind) -> Optio
     return None if error < 0.05 else f"it differs from t2fw by {error:.2g} of the largest value"
 
 
-def measure_all(names: List[str], shapes: List[Shape], kind: Kind, limit: float,
-                flush: Optional[Tensor]) -> List[Dict[str, Any]]:
+def measure_all(names: List[str], shapes: List[Shape], kind: Kind, limit: float, flush: Optional[Tensor],
+                keep: Callable[[List[Dict[str, Any]]], None]) -> List[Dict[str, Any]]:
+    """keep: is called with all points after each, so that a run that is cut short has not been for nothing."""
     points: List[Dict[str, Any]] = []
     last: Dict[Any, Dict[str, Any]] = {}  # the same contender, pass and shape but for T
     reasons = {name: reason_to_leave_out(CONTENDERS[name], shapes[0], kind) for name in names}
@@ -151,6 +152,7 @@ def measure_all(names: List[str], shapes: List[Shape], kind: Kind, limit: float,
         try:
             points.append(measure(name, shape, kind, backward, flush))
             last[line] = points[-1]
+            keep(points)
         except Exception as error:
             tqdm.write(f"{where} is left out: {type(error).__name__}: {error}")
     return points
@@ -229,14 +231,17 @@ def main() -> None:
     title = f"{machine_name(args.device)}; {args.dtype}, gates {str(gate_dtype).removeprefix('torch.')}"
     copied = copy_rate(args.device, flush)
     print(f"{title}; PyTorch {torch.__version__}; a copy reads and writes {copied * 1e-9:.1f} GB/s")
-    points = measure_all(args.contenders, shapes, kind, args.limit, flush)
+
+    def keep(points: List[Dict[str, Any]]) -> None:
+        complete(points, copied)
+        with open(args.out + ".json", "w") as file:
+            json.dump({"machine": title, "torch": torch.__version__, "t2fw": t2fw.__version__, "copy_GB_s": copied * 1e-9,
+                       "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"), "points": points}, file, indent=1)
+
+    points = measure_all(args.contenders, shapes, kind, args.limit, flush, keep)
     if not points:
         raise SystemExit("nothing was measured")
-    complete(points, copied)
     print_table(points)
-    with open(args.out + ".json", "w") as file:
-        json.dump({"machine": title, "torch": torch.__version__, "t2fw": t2fw.__version__, "copy_GB_s": copied * 1e-9,
-                   "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"), "points": points}, file, indent=1)
     draw(points, title, args.out + ".png")
 
 
