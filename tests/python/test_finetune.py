@@ -54,10 +54,15 @@ def test_command_and_exact_resume(run, capsys):
     with pytest.raises(SystemExit):
         run()
     assert "has checkpoints of an earlier run; expected --resume, or another folder" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="--kdim is None; expected 8, as of the checkpoint to --resume from"):
+    with pytest.raises(ValueError, match="--kdim is None; expected 8, as of the model in .*checkpoint-6"):
         run("--resume")
-    with pytest.raises(ValueError, match="--rule is 'gated'; expected 'decay', as of the checkpoint"):
+    with pytest.raises(ValueError, match="--rule is 'gated'; expected 'decay', as of the model in .*checkpoint-6"):
         run("--rule", "gated", "--kdim", "8", "--resume")
+
+    further = run("--kdim", "8", model=out, out="further")  # a converted model trains on
+    assert not same(weights(further), whole)
+    with pytest.raises(ValueError, match="--rule is 'attention'; expected 'decay', as of the model in .*out"):
+        run("--rule", "attention", model=out, out="third")
 
 
 def test_a_folder_and_attention(run, tmp_path, capsys):
@@ -70,7 +75,7 @@ def test_a_folder_and_attention(run, tmp_path, capsys):
     assert (old["transformer.wte.weight"] - new["transformer.wte.weight"]).abs().max() < 0.01
     tokens = len(transformers.AutoTokenizer.from_pretrained(again)(TEXT[:2000])["input_ids"])
     assert f"on {tokens // 16 * 16} held-out tokens" in capsys.readouterr().out.splitlines()[-1]
-    with pytest.raises(ValueError, match="--rule is 'decay'; expected 'attention', as of the checkpoint to --resume from"):
+    with pytest.raises(ValueError, match="--rule is 'decay'; expected 'attention', as of the model in .*checkpoint-.*"):
         run("--resume")
     run("--rule", "attention", "--steps", "3", "--resume")
 

@@ -180,12 +180,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         model = AutoModelForCausalLM.from_pretrained(checkpoint or source, dtype=torch.float32)
     positions = getattr(model.config, "n_positions", args.length)
     expect("--length", args.length, args.length <= positions, f"at most the model's {positions} positions")
-    if args.rule != "attention" and not checkpoint:
+    if args.rule != "attention" and not checkpoint and not hasattr(model.config, "rule"):
         t2fw.convert(model, args.rule, args.kdim)
-    elif args.rule != "attention":
+    else:  # converted already, or not to be
         for name, got, none in (("--rule", args.rule, "attention"), ("--kdim", args.kdim, None)):
             its = getattr(model.config, name[2:], none)
-            expect(name, got, got == its, f"{its!r}, as of the checkpoint to --resume from")
+            expect(name, got, got == its, f"{its!r}, as of the model in {checkpoint or source}")
     history = train(model, data, held_out, args.out, steps=args.steps, rate=args.rate, resume=checkpoint, **common)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
