@@ -286,7 +286,7 @@ struct ChunkGradients {
 
   // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients.
   __device__ __forceinline__ void gradients(int number, bool second) const {
-    const int lane = fresh(threadIdx.x % 32), first = second * HALF_SLICE;
+    const int lane = threadIdx.x % 32, first = second * HALF_SLICE;
     Quarter E[2], L[2];
     float passing[2][2];
     if (number % 2) meet<true>(number, first, lane, E, L, passing);
@@ -377,16 +377,18 @@ struct ChunkGradients {
     const int tile = key * values + value, back = sums ? tile > 0 : !adds ? 0 : key_side ? 1 : values;
     const int warp = fresh(threadIdx.x / 32), first = second * HALF_SLICE, column = first_column(key_side) + first;
     if (back) wait_for(memory.written - back * memory.apart + warp, blocks);
-    if (full && copied(s.d_z, c) && copied(s.d_a, c) && (!key_side || copied(s.d_x, c))) {  // the usual case
+    if (copied(s.d_z, c) && (!full || copied(s.d_a, c)) && (!key_side || copied(s.d_x, c))) {  // the usual case
       Lines<T> x, z;
       Lines<G> a;
       x.read(desk.x, first), z.read(desk.z, first), a.read(desk.a, first);
       if (adds) {
         if (key_side) x.add(s.d_x, c, column, s.width);
-        z.add(s.d_z, c, column, s.width), a.add(s.d_a, c, column, s.width);
+        z.add(s.d_z, c, column, s.width);
+        if (full) a.add(s.d_a, c, column, s.width);
       }
       if (key_side) x.write(s.d_x, c, column, s.width);
-      z.write(s.d_z, c, column, s.width), a.write(s.d_a, c, column, s.width);
+      z.write(s.d_z, c, column, s.width);
+      if (full) a.write(s.d_a, c, column, s.width);
     } else {
       if (key_side) write_elements(s.d_x, c, desk.x, first, column, s.width, adds);
       write_elements(s.d_z, c, desk.z, first, column, s.width, adds);

@@ -194,7 +194,7 @@ struct HeadBackward : ChunkGradients<T, G> {
       this->gradients(number, warp % 2);
       this->meet_warp(number);
       this->write_desk(number, warp % 2, place(block, number), last - block);
-      this->pair_barrier(number);
+      this->pair_barrier(fresh(threadIdx.x / 64));  // number, of which step 3 then keeps no register
       if (block > first) stage_block(block - 1, warp);
     }
   }
