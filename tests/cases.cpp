@@ -86,6 +86,8 @@ const std::vector<Case>& all_cases() {
       decay(F32, F32, F32, HEAD, FULL, 1, 1290, 1, 72, 136, Slow),
       decay(F32, F32, F32, FULL, HEAD, 1, 63, 2, 130, 100, Mixed, true, Bhtx),
       decay(F16, F16, F32, FULL, HEAD, 1, 37, 2, 200, 136, Mixed, true, Packed),
+      decay(BF16, BF16, F32, FULL, HEAD, 1, 530, 2, 72, 100, Mixed, true, Packed),
+      decay(F16, F32, F32, HEAD, FULL, 1, 1027, 1, 69, 72, Mixed, true, Bhtx),
       // 16-bit data with more keys than the tensor cores' forward takes
       decay(F16, F16, F32, HEAD, FULL, 2, 37, 2, 40, 200, Mixed, true, Bhtx),
       decay(BF16, BF16, BF16, FULL, HEAD, 1, 530, 1, 33, 130, Mixed, true, Packed),

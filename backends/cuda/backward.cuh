@@ -38,7 +38,7 @@ struct BackwardArgs {
 
 // One segment of one head, and the tile that a thread block takes of it.
 struct TileTask {
-  int block, segment, value, key, n, h;  // block: its number; value, key: the tile's first; n: sequence
+  int block, segment, value, key, n, h;  // block: its number, on tensor cores; value, key: the tile's first; n: sequence
   Sequence sequence;
 
   __device__ static TileTask of(const BackwardArgs& p, int64_t block) {

@@ -56,9 +56,8 @@ __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, con
     copy_async(i < CHUNK / 2 ? &to[t + i][j] : rows == 4 ? &to[(t + i) ^ 2][j] : &to[t + (i ^ 2)][j], from);  // row_of(t + i)
 }
 
-// The same element by element, for what cannot be copied; `absent` behind the last token. Past the L1 cache, as copies go: what
-// another thread block has just written is seen.
-template <int W, class E, int P>
+// The same element by element, for what cannot be copied; `absent` behind the last token. written: as load_written.
+template <int W, bool written = false, class E, int P>
 __device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column,
                                                int columns, float absent) {
   if (!x.width) return;
@@ -66,15 +65,16 @@ __device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x,
   for (int i = threadIdx.x % 32; i < CHUNK * W; i += 32) {
     const int t = i / W, j = i % W;
     const bool there = t < c.count && column + j < columns;
-    to[row_of(t)][j] = there ? __ldcg(at<E>(x, c, t, column + j)) : narrow<E>(absent);
+    const E* const from = at<E>(x, c, t, column + j);
+    to[row_of(t)][j] = !there ? narrow<E>(absent) : written ? load_written(from) : *from;
   }
 }
 
-template <int W, class E, int P>
+template <int W, bool written = false, class E, int P>
 __device__ __forceinline__ void stage(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns,
                                       float absent) {
   if (copied(x, c)) stage_rows<W>(to, x, c, column, columns);
-  else stage_elements<W>(to, x, c, column, columns, absent);
+  else stage_elements<W, written>(to, x, c, column, columns, absent);
 }
 
 // What a warp's rows hold before anything is staged; staging leaves columns behind the data alone.

@@ -286,7 +286,7 @@ struct ChunkGradients {
 
   // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients.
   __device__ __forceinline__ void gradients(int number, bool second) const {
-    const int lane = threadIdx.x % 32, first = second * HALF_SLICE;
+    const int lane = fresh(threadIdx.x % 32), first = second * HALF_SLICE;
     Quarter E[2], L[2];
     float passing[2][2];
     if (number % 2) meet<true>(number, first, lane, E, L, passing);
@@ -300,7 +300,7 @@ struct ChunkGradients {
                                          float (&passing)[2]) const {
     const bool key_side = number % 2;
     const SideArgs& s = memory.side[key_side];
-    const int lane = fresh(threadIdx.x % 32);
+    const int lane = threadIdx.x % 32;
     Desk& desk = memory.desk[number];
     Quarter x, z, a;
     load(x, desk.x, first, lane), load(z, desk.z, first, lane), load(a, desk.a, first, lane);
@@ -335,7 +335,7 @@ struct ChunkGradients {
       const int64_t step = together * from.t;
       uint4 there[count];
 #pragma unroll
-      for (int i = 0; i < count; ++i, at_t += step) there[i] = __ldcg(reinterpret_cast<const uint4*>(at_t));
+      for (int i = 0; i < count; ++i, at_t += step) there[i] = load_written(reinterpret_cast<const uint4*>(at_t));
 #pragma unroll
       for (int i = 0; i < count * each; ++i) {
         E& x = reinterpret_cast<E*>(line)[i];
@@ -361,7 +361,7 @@ struct ChunkGradients {
       if (t >= c.count || column + j >= columns) continue;
       E* const there = const_cast<E*>(at<E>(to, c, t, column + j));
       const E own = rows[row_of(t)][first + j];
-      *there = adds ? narrow<E>(widen(own) + widen(__ldcg(there))) : own;
+      *there = adds ? narrow<E>(widen(own) + widen(load_written(there))) : own;
     }
   }
 
@@ -397,7 +397,7 @@ struct ChunkGradients {
     if (sums && !second && threadIdx.x % 32 < c.count) {
       const int t = threadIdx.x % 32;
       G* const to = const_cast<G*>(at<G>(s.d_a, c, t, 0));
-      float sum = tile ? widen(__ldcg(to)) : 0.f;
+      float sum = tile ? widen(load_written(to)) : 0.f;
       for (const auto& part : desk.sums) sum += part[t];
       *to = narrow<G>(sum);
     }

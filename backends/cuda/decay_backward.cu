@@ -30,8 +30,8 @@ BackwardKernels choose(const Problem& p, bool plain) {
 
 constexpr int64_t largest = 256;  // D and K
 
-// A segment of the plain kernels is long enough for its scratch to be one in so many bytes of its operands and results: with
-// the saved states, at most a tenth of them, less than a quarter.
+// Where the plain kernels cut a sequence, a segment is long enough for its scratch to be one in so many bytes of its operands
+// and results: with the saved states, at most a tenth of them, less than a quarter.
 constexpr int64_t scratch_share = 7;
 
 int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
@@ -122,7 +122,7 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       static_cast<int>(segments_),
       static_cast<int>(p.sequences),
       told_ ? told : nullptr,
-      told + 1,
+      told_ ? told + 1 : nullptr,
       static_cast<float*>(a.scratch) + local_floats_,
       static_cast<int>(kept_),
       static_cast<int>(tiles_),

@@ -8,7 +8,7 @@
 //   2. eight warps take the state S through the chunks, from what forward saved before the block; eight take its gradient R
 //      the other way. What a chunk meets of both is left in shared memory;
 //   3. two warps for each side of each chunk, for half of its columns each: chunk_gradients.cuh. From here to the next block's
-//      first step a chunk's warps wait for each other alone: some chunks compute while others wait for memory.
+//      first step of this thread block a chunk's warps wait for each other alone: some chunks compute while others wait.
 #pragma once
 
 #include "chunk_gradients.cuh"
@@ -194,7 +194,7 @@ struct HeadBackward : ChunkGradients<T, G> {
       this->gradients(number, warp % 2);
       this->meet_warp(number);
       this->write_desk(number, warp % 2, place(block, number), last - block);
-      this->pair_barrier(fresh(threadIdx.x / 64));  // number, of which step 3 then keeps no register
+      this->pair_barrier(number);
       if (block > first) stage_block(block - 1, warp);
     }
   }

@@ -66,7 +66,7 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
                          saved_.narrow,
                          segments_ > 1 ? static_cast<float*>(a.scratch) : nullptr,
                          told_ ? told : nullptr,
-                         told + 1,
+                         told_ ? told + 1 : nullptr,
                          saved_.interval,
                          p.T,
                          p.H,

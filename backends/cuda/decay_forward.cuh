@@ -57,7 +57,7 @@ struct SegmentRows {
 };
 
 // Chunks under way at once: two warps a scheduler beside its state warp, with up to 168 registers a thread, if an SM's
-// memory has room for their desks. Three have the room for 16-bit gates, but with 128 registers they are slower (203 for
+// memory has room for their desks. Three had the room for 16-bit gates, but with 128 registers they were slower (203 for
 // 180 us at 8,4096,16,64,64).
 template <class T, class G>
 inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(SegmentRows)) / sizeof(Desk<T, G>));
@@ -155,7 +155,7 @@ struct Inside {
   __device__ __forceinline__ void stage_earlier(int first, uint32_t chunks) const {
     const int slices = (p.D + SLICE - 1) / SLICE;
     wait_for(told(slices * p.segments), chunks);
-    stage<SLICE>(desk.earlier, rows.y, place(first), task.column, p.D, 0.f);
+    stage<SLICE, true>(desk.earlier, rows.y, place(first), task.column, p.D, 0.f);
     commit_copies();
   }
   // Where this warp of the thread block `back` before this one tells how many chunks it has done.

@@ -20,8 +20,8 @@ struct ForwardArgs {
   int D, K, segments, sequences;    // sequences: of a packed batch, else 0
 };
 
-// A kernel for each head, tile of its state and segment, and the one that goes before it where there are segments: it leaves each segment's state from zero and its products of gates, from which every segment finds the state
-// it starts from.
+// A kernel for each head, tile of its state and segment, and the one that goes before it where there are segments: it leaves
+// each segment's state from zero and its products of gates, from which every segment finds the state it starts from.
 struct ForwardKernels {
   void (*forward)(ForwardArgs);
   void (*local)(ForwardArgs);

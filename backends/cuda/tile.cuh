@@ -119,6 +119,26 @@ __device__ __forceinline__ void store_matrices_transposed(uint32_t row, const ui
 #endif
 }
 
+// What another thread block may just have written, of 2, 4 or 16 bytes: past the L1 cache, and not before what waited for it.
+template <class E>
+__device__ __forceinline__ E load_written(const E* from) {
+  E to;
+  if constexpr (sizeof(E) == 2) {
+    uint16_t x;
+    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(x) : "l"(from) : "memory");
+    to = *reinterpret_cast<const E*>(&x);
+  } else if constexpr (sizeof(E) == 4) {
+    uint32_t x;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+    to = *reinterpret_cast<const E*>(&x);
+  } else {
+    static_assert(std::is_same_v<E, uint4>);
+    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w) : "l"(from) : "memory");
+  }
+  return to;
+}
+
 // By one thread of a thread block: its number among those that have started, so that all of smaller numbers are under way and
 // can be waited for, in whatever order the GPU takes them. count: zero before the kernel.
 __device__ __forceinline__ int started(uint32_t* count) { return static_cast<int>(atomicAdd(count, 1u)); }
