@@ -151,10 +151,11 @@ def measure_all(names: List[str], shapes: List[Shape], kind: Kind, limit: float,
             continue
         try:
             points.append(measure(name, shape, kind, backward, flush))
-            last[line] = points[-1]
-            keep(points)
         except Exception as error:
             tqdm.write(f"{where} is left out: {type(error).__name__}: {error}")
+            continue
+        last[line] = points[-1]
+        keep(points)
     return points
 
 

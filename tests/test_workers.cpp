@@ -91,7 +91,8 @@ std::vector<std::string> digests_on(int threads) {
   namespace fs = std::filesystem;
   const fs::path file = fs::path(testing::TempDir()) / ("t2fw_digests_" + std::to_string(threads) + "_" +
                                                         fs::read_symlink("/proc/self").string());
-  const std::string command = "GTEST_TOTAL_SHARDS=1 GTEST_SHARD_INDEX=0 OMP_NUM_THREADS=" + std::to_string(threads) + " OMP_DYNAMIC=false " + digests_variable +
+  const std::string command = "GTEST_TOTAL_SHARDS=1 GTEST_SHARD_INDEX=0 OMP_NUM_THREADS=" + std::to_string(threads) +
+                              " OMP_DYNAMIC=false " + digests_variable +
                               "='" + file.string() + "' '" + fs::read_symlink("/proc/self/exe").string() +
                               "' --gtest_filter=Workers.OneAndTwoGiveTheSameBits --gtest_output= >&2";
   EXPECT_EQ(std::system(command.c_str()), 0) << command;

@@ -56,9 +56,9 @@ void take_turns(BackwardArgs& p) {
   static_assert(std::extent_v<decltype(few.turn)> == largest / SLICE);
   for (int i = 0; i < p.together; ++i) {
     const int place = p.number * p.together + i, round = place / few.tiles, tile = place % few.tiles;
-    const bool fresh = tile + 1 == few.tiles && tile + round < many.tiles;  // of the many, one that no round has had
+    const bool untouched = tile + 1 == few.tiles && tile + round < many.tiles;  // of the many, one that no round has had
     few.turn[i] = {static_cast<int16_t>(tile), round > 0};
-    many.turn[i] = {static_cast<int16_t>((tile + round) % many.tiles), round > 0 && !fresh};
+    many.turn[i] = {static_cast<int16_t>((tile + round) % many.tiles), round > 0 && !untouched};
   }
 }
 

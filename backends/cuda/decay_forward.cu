@@ -45,7 +45,7 @@ DecayForward::DecayForward(const Problem& p)
   segments_ = cuts.count, segment_ = cuts.tokens;
   blocks_ = sequence_count(p) * p.H * slices * keys * segments_;
   local_floats_ = segments_ > 1 ? blocks_ * static_cast<int64_t>(use.local_floats) : 0;
-  told_ = blocks_ && keys > 1 && use.waiting ? 1 + blocks_ * use.waiting : 0;
+  told_ = blocks_ && keys > 1 ? 1 + blocks_ * use.waiting : 0;
   scratch_ = static_cast<size_t>(local_floats_ + told_) * sizeof(float);
 }
 

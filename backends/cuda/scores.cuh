@@ -58,6 +58,20 @@ struct Triangle {
   }
 };
 
+// From groups of l tokens to those of 2 l: a later half's sinks x reach over the earlier half, an earlier half's sources z over
+// the later one. all: at a group's first token the product of its gates.
+template <int tokens>
+__device__ __forceinline__ void pass_level(int l, float2 (&x)[tokens], float2 (&z)[tokens], float2 (&all)[tokens]) {
+#pragma unroll
+  for (int t = 0; t < tokens; ++t) {
+    const int first = t / (2 * l) * 2 * l;
+    if (t & l) x[t] = x[t] * all[first];
+    else z[t] = z[t] * all[first + l];
+  }
+#pragma unroll
+  for (int first = 0; first < tokens; first += 2 * l) all[first] = all[first] * all[first + l];
+}
+
 // By a warp: scores[t][s] = sum over 64 columns of x_t (a_{s+1} .. a_t) z_s for s <= t; sinks = x times the products of a up
 // to each token, sources = z times those behind it, all = the products over the chunk. sinks first holds the levels.
 template <class T, class G, int P, int PA>
@@ -71,7 +85,7 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
   const int c = 2 * lane, row = row_of(lane % 16), half = lane / 16 * 8;
   const uint32_t level_rows = shared_address(&sinks[row][half]);
   triangle.add_level<T>(-1, shared_address(&in_x[row][half]), shared_address(&in_z[row][half]));
-  float2 x[CHUNK], z[CHUNK], all[CHUNK];  // all: at a group's first token the product of its gates
+  float2 x[CHUNK], z[CHUNK], all[CHUNK];  // as pass_level has them
 #pragma unroll
   for (int t = 0; t < CHUNK; ++t) {
     all[t] = widen(*reinterpret_cast<const TwoG*>(&in_a[row_of(t)][c]));
@@ -86,14 +100,7 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
     for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(t & l ? x[t] : z[t]);
     __syncwarp();
     triangle.add_level<T>(level, level_rows, 0);
-#pragma unroll
-    for (int t = 0; t < CHUNK; ++t) {
-      const int first = t / (2 * l) * 2 * l;
-      if (t & l) x[t] = x[t] * all[first];
-      else z[t] = z[t] * all[first + l];
-    }
-#pragma unroll
-    for (int first = 0; first < CHUNK; first += 2 * l) all[first] = all[first] * all[first + l];
+    pass_level(l, x, z, all);
   }
   __syncwarp();
 #pragma unroll
@@ -153,7 +160,7 @@ struct HalfChunk {
     };
     const auto put = [&](auto& to, int t, float2 x) { *reinterpret_cast<Two*>(row(to, t)) = narrow<T>(x); };
     keep(-1, products(eight_rows(desk.x, upper, true), eight_rows(desk.z, upper, false)));
-    float2 x[HALF], z[HALF], all[HALF];  // all: at a group's first token the product of its gates
+    float2 x[HALF], z[HALF], all[HALF];  // as pass_level has them
 #pragma unroll
     for (int t = 0; t < HALF; ++t) {
       all[t] = widen(*reinterpret_cast<const TwoG*>(row(desk.a, t)));
@@ -169,14 +176,7 @@ struct HalfChunk {
       for (int t = 0; t < HALF; ++t) put(desk.sinks, t, t & l ? x[t] : z[t]);
       __syncwarp();
       keep(level, products(sinks, sources));
-#pragma unroll
-      for (int t = 0; t < HALF; ++t) {
-        const int first = t / (2 * l) * 2 * l;
-        if (t & l) x[t] = x[t] * all[first];
-        else z[t] = z[t] * all[first + l];
-      }
-#pragma unroll
-      for (int first = 0; first < HALF; first += 2 * l) all[first] = all[first] * all[first + l];
+      pass_level(l, x, z, all);
     }
     __syncwarp();
 #pragma unroll
