@@ -15,6 +15,8 @@ constexpr size_t bytes_of(t2fw_dtype dtype) {
 // Number of independent recurrences a head: packed sequences or batch rows.
 constexpr int64_t sequence_count(const Problem& p) { return p.sequences ? p.sequences : p.B; }
 
+constexpr bool has_logits(const Problem& p) { return (p.flags & T2FW_GATE_LOGITS) != 0; }
+
 // Width of a gate's last dimension as it lies in memory, 0 if absent. dimension: D for f, K for g.
 constexpr int64_t gate_width(t2fw_gate gate, int64_t dimension) {
   return gate == T2FW_GATE_NONE ? 0 : gate == T2FW_GATE_HEAD ? 1 : dimension;

@@ -12,6 +12,10 @@ Case decay(t2fw_dtype data, t2fw_dtype gate, t2fw_dtype state, t2fw_gate f, t2fw
            int64_t D, int64_t K, Regime regime = Mixed, bool initial = true, Layout layout = Bthx) {
   return {T2FW_DECAY, data, gate, state, f, g, B, T, H, D, K, regime, initial, layout};
 }
+Case logits(t2fw_dtype data, t2fw_dtype gate, t2fw_dtype state, t2fw_gate f, t2fw_gate g, int64_t B, int64_t T, int64_t H,
+            int64_t D, int64_t K, Regime regime = Mixed, bool initial = true, Layout layout = Bthx) {
+  return {T2FW_DECAY, data, gate, state, f, g, B, T, H, D, K, regime, initial, layout, 1, true};
+}
 Case delta(t2fw_dtype data, t2fw_dtype state, int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, bool initial = true,
            Layout layout = Bthx, double key_norm = 1) {
   return {T2FW_DELTA, data, state, state, NONE, NONE, B, T, H, D, K, Sigmoid, initial, layout, key_norm};
@@ -92,6 +96,31 @@ const std::vector<Case>& all_cases() {
       decay(F16, F16, F32, HEAD, FULL, 2, 37, 2, 40, 200, Mixed, true, Bhtx),
       decay(BF16, BF16, BF16, FULL, HEAD, 1, 530, 1, 33, 130, Mixed, true, Packed),
       decay(BF16, F32, F32, FULL, FULL, 1, 777, 1, 136, 144, Slow),
+      // gates as logits
+      logits(F64, F64, F64, FULL, FULL, 2, 0, 2, 3, 16),
+      logits(F64, F64, F64, FULL, FULL, 2, 1, 2, 16, 3),
+      logits(F64, F64, F64, FULL, HEAD, 2, 17, 2, 16, 48),
+      logits(F64, F64, F64, HEAD, FULL, 1, 65, 1, 3, 16, Mixed, true, Packed),
+      logits(F64, F64, F64, FULL, FULL, 1, 1000, 1, 16, 16, Sigmoid),
+      logits(F32, F32, F32, FULL, FULL, 1, 1, 1, 5, 7),
+      logits(F32, F32, F32, FULL, FULL, 2, 17, 2, 33, 20, Mixed, true, Bhtx),
+      logits(F32, F32, F32, FULL, FULL, 2, 65, 2, 64, 64, Mixed, false),
+      logits(F32, F32, F32, HEAD, NONE, 1, 65, 2, 64, 40, Mixed, true, Packed),
+      logits(F32, F32, F32, NONE, HEAD, 2, 17, 2, 16, 64, Mixed, true, Bhtx),
+      logits(F32, F32, F32, NONE, NONE, 1, 17, 2, 16, 16),
+      logits(F32, F32, F32, FULL, HEAD, 1, 65, 2, 136, 128),
+      logits(F32, F32, F32, FULL, FULL, 1, 1000, 1, 128, 72, Slow, true, Packed),
+      logits(F16, F16, F32, FULL, FULL, 2, 65, 2, 64, 64),
+      logits(F16, F32, F32, HEAD, FULL, 1, 17, 2, 136, 64, Mixed, true, Bhtx),
+      logits(F16, F16, F16, NONE, FULL, 1, 15, 1, 3, 3),
+      logits(F16, F16, F32, FULL, HEAD, 1, 1000, 1, 40, 136, Mixed, true, Packed),
+      logits(BF16, BF16, BF16, FULL, FULL, 2, 1, 2, 16, 3),
+      logits(BF16, BF16, F32, FULL, FULL, 2, 65, 2, 64, 64),
+      logits(BF16, BF16, F32, FULL, FULL, 1, 1000, 2, 64, 64, Mixed, true, Packed),
+      logits(BF16, BF16, F32, FULL, FULL, 1, 2000, 2, 64, 64, Slow),
+      logits(BF16, BF16, F32, HEAD, HEAD, 1, 65, 2, 96, 128, Slow),
+      logits(BF16, F32, F32, NONE, FULL, 1, 65, 2, 64, 136, Mixed, true, Bhtx),
+      logits(BF16, BF16, F32, FULL, FULL, 1, 16, 1, 256, 256, Sigmoid),
       // delta
       delta(F64, F64, 2, 0, 2, 3, 16),
       delta(F64, F64, 2, 1, 2, 16, 3),
@@ -127,7 +156,8 @@ std::string name_of(const Case& c) {
   const auto number = [](const char* letter, int64_t n) { return letter + std::to_string(n); };
   std::string name = c.rule == T2FW_DECAY ? "decay_" : "delta_";
   name += text(c.data);
-  if (c.rule == T2FW_DECAY) name += std::string("_gate_") + text(c.gate) + "_f" + text(c.f) + "_g" + text(c.g);
+  if (c.rule == T2FW_DECAY)
+    name += std::string(c.logits ? "_logits_" : "_gate_") + text(c.gate) + "_f" + text(c.f) + "_g" + text(c.g);
   name += std::string("_state_") + text(c.state);
   name += number("_B", c.B) + number("_T", c.T) + number("_H", c.H) + number("_D", c.D) + number("_K", c.K);
   if (c.rule == T2FW_DECAY) name += c.regime == Sigmoid ? "_sigmoid" : c.regime == Slow ? "_slow" : c.regime == Mixed ? "_mixed" : "_opposed";

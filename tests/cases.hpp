@@ -9,8 +9,8 @@
 
 namespace test {
 
-// Mixed: sigmoid with 0, -0.5, 1e-30, 1 and 1.5 strewn in. Opposed: f = 2 and g = 1/2, whose products leave fp32's range
-// apart and are 1 together.
+// Mixed: sigmoid with 0, -0.5, 1e-30, 1 and 1.5 strewn in; as logits, evenly from gates of 0.01 to 0.9999, with 40, 1000
+// and infinity of both signs. Opposed: f = 2 and g = 1/2, whose products leave fp32's range apart and are 1 together.
 enum class Regime { Sigmoid, Slow, Mixed, Opposed };
 enum class Layout { Bthx, Bhtx, Packed };    // Packed: slices of one wide projection, gaps between the tokens
 
@@ -23,6 +23,7 @@ struct Case {
   bool initial = true;  // an initial state, and in backward a gradient of the final one
   Layout layout = Layout::Bthx;
   double key_norm = 1;  // delta only
+  bool logits = false;  // T2FW_GATE_LOGITS
 };
 
 std::string name_of(const Case& c);

@@ -289,6 +289,7 @@ t2fw_descriptor describe(const Backend& backend, const Case& c) {
   d.device = backend.device;
   d.f = c.f, d.g = c.g;
   d.gate_dtype = c.gate, d.state_dtype = c.state;
+  if (c.logits) d.flags |= T2FW_GATE_LOGITS;
   const auto lay = [&](int64_t width) -> t2fw_token_strides {
     if (c.layout == Layout::Bhtx) return {c.H * c.T * width, width, c.T * width};
     const int64_t token = c.layout == Layout::Packed ? 3 * c.H * width + 5 : c.H * width;

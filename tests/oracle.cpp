@@ -8,14 +8,32 @@
 namespace test {
 namespace {
 
-double gate_value(std::mt19937_64& random, Regime regime) {
-  static constexpr double special[] = {0, -0.5, 1e-30, 1, 1.5};
+double logistic(double x) { return 1 / (1 + std::exp(-x)); }
+
+// The gate, or its logit.
+double gate_value(std::mt19937_64& random, const Case& c) {
+  static constexpr double special[] = {0, -0.5, 1e-30, 1, 1.5}, special_logits[] = {-INFINITY, -1000, -40, 40, 1000, INFINITY};
   std::normal_distribution<double> normal;
-  const double x = normal(random);
-  if (regime == Regime::Slow) return 1 / (1 + std::exp(-5 - x));
-  if (regime == Regime::Mixed && random() % 12 == 0) return special[random() % 5];
-  return 1 / (1 + std::exp(-1 - 1.5 * x));
+  double x = normal(random);
+  if (c.regime == Regime::Mixed && random() % 12 == 0) return c.logits ? special_logits[random() % 6] : special[random() % 5];
+  if (c.regime == Regime::Mixed && c.logits) return std::uniform_real_distribution<double>(-4.6, 9.2)(random);
+  x = c.regime == Regime::Slow ? 5 + x : 1 + 1.5 * x;
+  return c.logits ? x : logistic(x);
 }
+
+// The gates of x in place of their logits, while this lives.
+class GatesOfLogits {
+ public:
+  GatesOfLogits(const Case& c, Tensors& x) : x_(x), f_(x.f), g_(x.g) {
+    for (Values* gates : {&x.f, &x.g})
+      for (double& e : *gates) e = c.logits ? logistic(e) : e;
+  }
+  ~GatesOfLogits() { x_.f = f_, x_.g = g_; }
+
+ private:
+  Tensors& x_;
+  const Values f_, g_;
+};
 
 // One head of one sequence: where its token t lies in [B,T,H,X].
 struct Head {
@@ -113,7 +131,7 @@ Tensors make_inputs(const Case& c) {
   };
   const auto gates = [&](t2fw_gate kind, int64_t dimension) {
     Values x(static_cast<size_t>(tokens * gate_width(kind, dimension)));
-    for (double& e : x) e = rounded(gate_value(random, c.regime), c.gate);
+    for (double& e : x) e = rounded(gate_value(random, c), c.gate);
     return x;
   };
   const double by_K = 1 / std::sqrt(static_cast<double>(c.K));
@@ -137,6 +155,7 @@ Tensors make_inputs(const Case& c) {
 }
 
 void oracle_forward(const Case& c, Tensors& x) {
+  const GatesOfLogits gates(c, x);
   x.y.assign(x.v.size(), 0);
   x.final_state = x.initial_state;
   const size_t DK = static_cast<size_t>(c.D * c.K);
@@ -158,6 +177,7 @@ void oracle_forward(const Case& c, Tensors& x) {
 }
 
 void oracle_backward(const Case& c, Tensors& x) {
+  const GatesOfLogits gates(c, x);
   x.d_v.assign(x.v.size(), 0);
   x.d_f.assign(x.f.size(), 0);
   x.d_q.assign(x.q.size(), 0);
@@ -167,6 +187,9 @@ void oracle_backward(const Case& c, Tensors& x) {
   for (int64_t b = 0; b < c.B; b++)
     for (int64_t h = 0; h < c.H; h++)
       backward_head(c, x, {b, h, c.T, c.H}, static_cast<size_t>((b * c.H + h) * c.D * c.K));
+  if (!c.logits) return;
+  for (size_t i = 0; i < x.f.size(); i++) x.d_f[i] *= x.f[i] * (1 - x.f[i]);
+  for (size_t i = 0; i < x.g.size(); i++) x.d_g[i] *= x.g[i] * (1 - x.g[i]);
 }
 
 }  // namespace test

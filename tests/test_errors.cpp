@@ -89,8 +89,13 @@ const std::vector<Wrong>& table() {
       {"UnknownG", P, BAD,
        "g is 7; expected T2FW_GATE_NONE=0, T2FW_GATE_HEAD=1 or T2FW_GATE_FULL=2",
        [](Right& s) { s.d.g = unknown<t2fw_gate>(); }},
-      {"UnknownFlags", P, BAD, "flags is 6; expected 0 or T2FW_BATCH_INVARIANT=1",
+      {"UnknownFlags", P, BAD, "flags is 6; expected T2FW_BATCH_INVARIANT=1 and T2FW_GATE_LOGITS=2, or'ed, or 0",
        [](Right& s) { s.d.flags = 6; }},
+      {"DeltaWithLogits", P, BAD,
+       "flags is 3, which has T2FW_GATE_LOGITS=2, with the delta rule; expected none, because that rule has no gates",
+       [](Right& s) {
+         s.d.rule = T2FW_DELTA, s.d.f = s.d.g = T2FW_GATE_NONE, s.d.flags = T2FW_BATCH_INVARIANT | T2FW_GATE_LOGITS;
+       }},
       {"UnknownDevice", P, BAD,
        "device is 7; expected T2FW_CPU=1, T2FW_CUDA=2 or T2FW_HIP=3",
        [](Right& s) { s.d.device = unknown<t2fw_device>(); }},

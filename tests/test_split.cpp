@@ -33,7 +33,7 @@ TEST_P(Split, BatchRowAloneHasTheSameBits) {
   if (c.B < 2 || c.T == 0) GTEST_SKIP() << "one row";
   const Tensors x = make_inputs(c);
   t2fw_descriptor d = describe(backend, c);
-  d.flags = T2FW_BATCH_INVARIANT;
+  d.flags |= T2FW_BATCH_INVARIANT;
   Session all(backend, c, x, d);
   T2FW_NEED_PLAN(all);
   all.forward();
@@ -43,7 +43,7 @@ TEST_P(Split, BatchRowAloneHasTheSameBits) {
     Case one = c;
     one.B = 1;
     d = describe(backend, one);
-    d.flags = T2FW_BATCH_INVARIANT;
+    d.flags |= T2FW_BATCH_INVARIANT;
     Session alone(backend, one, batch_row(c, x, b), d);
     T2FW_NEED_PLAN(alone);
     alone.forward();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 namespace t2fw {
@@ -90,17 +91,20 @@ void store_row(void* p, t2fw_dtype dtype, int64_t at, int64_t n, const double* r
   for (int64_t i = 0; i < n; ++i) store(p, dtype, at + i, row[i]);
 }
 
-void load_gate(t2fw_gate gate, const void* p, t2fw_dtype dtype, int64_t at, int64_t n, double* row) {
+double logistic(double x) { return 1 / (1 + std::exp(-x)); }
+
+void load_gate(const Problem& p, t2fw_gate gate, const void* from, int64_t at, int64_t n, double* row) {
   if (gate == T2FW_GATE_NONE) std::fill_n(row, n, 1.0);
-  if (gate == T2FW_GATE_HEAD) std::fill_n(row, n, load(p, dtype, at));
-  if (gate == T2FW_GATE_FULL) load_row(p, dtype, at, n, row);
+  if (gate == T2FW_GATE_HEAD) std::fill_n(row, n, load(from, p.gate_dtype, at));
+  if (gate == T2FW_GATE_FULL) load_row(from, p.gate_dtype, at, n, row);
+  if (gate != T2FW_GATE_NONE && has_logits(p)) std::transform(row, row + n, row, logistic);
 }
 
-void store_gate_gradient(t2fw_gate gate, void* p, t2fw_dtype dtype, int64_t at, int64_t n, const double* row) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += row[i];
-  if (gate == T2FW_GATE_HEAD) store(p, dtype, at, sum);
-  if (gate == T2FW_GATE_FULL) store_row(p, dtype, at, n, row);
+// a: the gate of the gradient da, which becomes the logit's with T2FW_GATE_LOGITS.
+void store_gate_gradient(const Problem& p, t2fw_gate gate, void* to, int64_t at, int64_t n, const double* a, double* da) {
+  for (int64_t i = 0; has_logits(p) && i < n; ++i) da[i] *= a[i] * (1 - a[i]);
+  if (gate == T2FW_GATE_HEAD) store(to, p.gate_dtype, at, std::accumulate(da, da + n, 0.0));
+  if (gate == T2FW_GATE_FULL) store_row(to, p.gate_dtype, at, n, da);
 }
 
 template <class Args>
@@ -108,8 +112,8 @@ void load_inputs(const Problem& p, const Args& a, const Token& i, Rows& r) {
   load_row(a.v, p.data_dtype, offset(p.v_strides, i), p.D, r.v);
   load_row(a.q, p.data_dtype, offset(p.q_strides, i), p.K, r.q);
   load_row(a.k, p.data_dtype, offset(p.k_strides, i), p.K, r.k);
-  load_gate(p.f, a.f, p.gate_dtype, offset(p.f_strides, i), p.D, r.f);
-  load_gate(p.g, a.g, p.gate_dtype, offset(p.g_strides, i), p.K, r.g);
+  load_gate(p, p.f, a.f, offset(p.f_strides, i), p.D, r.f);
+  load_gate(p, p.g, a.g, offset(p.g_strides, i), p.K, r.g);
 }
 
 void load_state(const Problem& p, const void* from, const t2fw_state_strides& s, int64_t n, int64_t h, double* S) {
@@ -196,12 +200,12 @@ void backward_delta(const Problem& p, const double* before, double* R, Rows& r) 
     for (int64_t c = 0; c < p.K; ++c) R[d * p.K + c] += r.dy[d] * r.q[c] - r.dv[d] * r.k[c];
 }
 
-void store_gradients(const Problem& p, const t2fw_backward_args& a, const Token& i, const Rows& r) {
+void store_gradients(const Problem& p, const t2fw_backward_args& a, const Token& i, Rows& r) {
   store_row(a.d_v, p.data_dtype, offset(p.d_v_strides, i), p.D, r.dv);
   store_row(a.d_q, p.data_dtype, offset(p.d_q_strides, i), p.K, r.dq);
   store_row(a.d_k, p.data_dtype, offset(p.d_k_strides, i), p.K, r.dk);
-  store_gate_gradient(p.f, a.d_f, p.gate_dtype, offset(p.d_f_strides, i), p.D, r.df);
-  store_gate_gradient(p.g, a.d_g, p.gate_dtype, offset(p.d_g_strides, i), p.K, r.dg);
+  store_gate_gradient(p, p.f, a.d_f, offset(p.d_f_strides, i), p.D, r.f, r.df);
+  store_gate_gradient(p, p.g, a.d_g, offset(p.d_g_strides, i), p.K, r.g, r.dg);
 }
 
 // ---- the loops over sequences, heads and tokens

@@ -20,8 +20,12 @@ void check_values(const t2fw_descriptor& d) {
   check_enum("state_dtype", value_of(d.state_dtype), T2FW_FP64, T2FW_BF16, dtype_values);
   check_enum("f", value_of(d.f), T2FW_GATE_NONE, T2FW_GATE_FULL, gates);
   check_enum("g", value_of(d.g), T2FW_GATE_NONE, T2FW_GATE_FULL, gates);
-  if (d.flags & ~uint32_t{T2FW_BATCH_INVARIANT})
-    fail(T2FW_INVALID_ARGUMENT, "flags is " + std::to_string(d.flags) + "; expected 0 or T2FW_BATCH_INVARIANT=1");
+  if (d.flags & ~uint32_t{T2FW_BATCH_INVARIANT | T2FW_GATE_LOGITS})
+    fail(T2FW_INVALID_ARGUMENT, "flags is " + std::to_string(d.flags) +
+                                    "; expected T2FW_BATCH_INVARIANT=1 and T2FW_GATE_LOGITS=2, or'ed, or 0");
+  if (d.rule == T2FW_DELTA && has_logits(d))
+    fail(T2FW_INVALID_ARGUMENT, "flags is " + std::to_string(d.flags) + ", which has T2FW_GATE_LOGITS=2, with the delta "
+                                    "rule; expected none, because that rule has no gates");
   check_enum("device", value_of(d.device), T2FW_CPU, T2FW_HIP, "T2FW_CPU=1, T2FW_CUDA=2 or T2FW_HIP=3");
   check_sizes(d.B, d.T, d.H, d.D, d.K, d.sequences);
   if (d.device_index < 0 || (d.device == T2FW_CPU && d.device_index != 0))

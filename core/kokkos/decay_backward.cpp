@@ -204,6 +204,10 @@ struct BlockBackward : DecayBackward<Real> {
     inside(team, w, ld, ldo);
     borders(team, w, other.n, ld, ldo);
     team.barrier();
+    if (own.d_a.logits) {
+      through_logistic(team, w.d_a, w.a, C * ld);
+      team.barrier();
+    }
     store_tile(team, w.d_z, ld, own.d_z, mine);
     store_tile(team, w.d_a, ld, own.d_a, mine);
     store_tile(team, w.d_x, ld, own.d_x, mine);
@@ -329,6 +333,8 @@ struct PlainBackward : DecayBackward<Real> {
         for (Real* const sum : value_sums) std::fill_n(sum, value.count * ld, Real(0));
         for (Real* const sum : key_sums) std::fill_n(sum, key.count * K, Real(0));
         back(run, w, w.entering + (first - start) / C * K * ld, s, h, first);
+        if (values.d_a.logits) through_logistic(team, w.d_f, w.f, value.count * ld);
+        if (keys.d_a.logits) through_logistic(team, w.d_g, w.g, key.count * K);
         store_tile(team, w.d_v, ld, values.d_z, value);
         store_tile(team, w.d_f, ld, values.d_a, value);
         store_tile(team, w.d_k, K, keys.d_z, key);
@@ -386,15 +392,14 @@ void decay_backward(const Space& space, const Problem& p, const t2fw_backward_ar
   const int D = static_cast<int>(p.D), K = static_cast<int>(p.K);
   const int v_tile = side_tile<Space>(D, p.f), k_tile = side_tile<Space>(K, p.g);
   const auto s = decay_backward_spread<Space, Real>(p);
-  const auto data = p.data_dtype, gate = p.gate_dtype;
-  const int64_t f = gate_width(p.f, p.D), g = gate_width(p.g, p.K);
+  const auto data = p.data_dtype;
   const DecayBackward<Real> operands{
       p,
-      {{Operand(a.v, data, D, p.v_strides), Operand(a.f, gate, f, p.f_strides), Operand(a.d_y, data, D, p.d_y_strides),
-        Operand(a.d_v, data, D, p.d_v_strides), Operand(a.d_f, gate, f, p.d_f_strides), Operand(), D, v_tile,
+      {{Operand(a.v, data, D, p.v_strides), gate_operand(p, a.f, p.f, D, p.f_strides), Operand(a.d_y, data, D, p.d_y_strides),
+        Operand(a.d_v, data, D, p.d_v_strides), gate_operand(p, a.d_f, p.f, D, p.d_f_strides), Operand(), D, v_tile,
         Shape<Space, Real>::tiles(D, v_tile)},
-       {Operand(a.k, data, K, p.k_strides), Operand(a.g, gate, g, p.g_strides), Operand(a.q, data, K, p.q_strides),
-        Operand(a.d_k, data, K, p.d_k_strides), Operand(a.d_g, gate, g, p.d_g_strides),
+       {Operand(a.k, data, K, p.k_strides), gate_operand(p, a.g, p.g, K, p.g_strides), Operand(a.q, data, K, p.q_strides),
+        Operand(a.d_k, data, K, p.d_k_strides), gate_operand(p, a.d_g, p.g, K, p.d_g_strides),
         Operand(a.d_q, data, K, p.d_q_strides), K, k_tile, Shape<Space, Real>::tiles(K, k_tile)}},
       Operand(a.initial_state, p.state_dtype, K, p.initial_state_strides),
       Operand(a.d_final_state, p.state_dtype, K, p.d_final_state_strides),

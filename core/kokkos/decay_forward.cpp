@@ -185,10 +185,10 @@ void decay_forward(const Space& space, const Problem& p, const t2fw_forward_args
   const ForwardKernel<Space, Real> kernel{{
       p,
       Operand(a.v, p.data_dtype, D, p.v_strides),
-      Operand(a.f, p.gate_dtype, gate_width(p.f, D), p.f_strides),
+      gate_operand(p, a.f, p.f, D, p.f_strides),
       Operand(a.q, p.data_dtype, K, p.q_strides),
       Operand(a.k, p.data_dtype, K, p.k_strides),
-      Operand(a.g, p.gate_dtype, gate_width(p.g, K), p.g_strides),
+      gate_operand(p, a.g, p.g, K, p.g_strides),
       Operand(a.y, p.data_dtype, D, p.y_strides),
       Operand(a.initial_state, p.state_dtype, K, p.initial_state_strides),
       Operand(a.final_state, p.state_dtype, K, p.final_state_strides),

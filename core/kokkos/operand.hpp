@@ -15,6 +15,7 @@ struct Operand {
   t2fw_dtype dtype = T2FW_FP32;
   int width = 0;  // 0: absent; 1 beside a wider tile: one value for all columns
   int64_t batch = 0, row = 0, head = 0;
+  bool logits = false;  // loaded through the logistic function
 
   Operand() = default;
   Operand(const void* pointer, t2fw_dtype type, int64_t columns, const t2fw_token_strides& s)
@@ -28,6 +29,19 @@ struct Operand {
     return data + (b * batch + r * row + h * head) * static_cast<int64_t>(bytes_of(dtype));
   }
 };
+
+// A gate or its gradient. dimension: D for f, K for g.
+inline Operand gate_operand(const Problem& p, const void* pointer, t2fw_gate gate, int64_t dimension,
+                            const t2fw_token_strides& s) {
+  Operand x(pointer, p.gate_dtype, gate_width(gate, dimension), s);
+  x.logits = x.width && has_logits(p);
+  return x;
+}
+
+template <class Real>
+KOKKOS_INLINE_FUNCTION Real logistic(Real x) {
+  return 1 / (1 + Kokkos::exp(-x));
+}
 
 template <class Real>
 KOKKOS_INLINE_FUNCTION Real load_element(const char* row, t2fw_dtype dtype, int column) {
@@ -84,11 +98,14 @@ KOKKOS_INLINE_FUNCTION void load_tile(const Team& team, Real* tile, int rows, in
       Real* const to = tile + r * ld;
       const int columns = x.width && r < w.count ? w.columns : 0;
       if (columns && x.width == 1) {
-        const Real value = load_element<Real>(x.at(w.b, w.first + r, w.h), x.dtype, 0);
+        Real value = load_element<Real>(x.at(w.b, w.first + r, w.h), x.dtype, 0);
+        if (x.logits) value = logistic(value);
         for (int c = 0; c < columns; ++c) to[c] = value;
       } else if (columns) {
         const char* const from = x.at(w.b, w.first + r, w.h) + static_cast<size_t>(w.column) * bytes_of(x.dtype);
         load_row(to, from, x.dtype, columns);
+        if (x.logits)
+          for (int c = 0; c < columns; ++c) to[c] = logistic(to[c]);
       }
       for (int c = columns; c < ld; ++c) to[c] = c < w.columns ? absent : padding;
     }
@@ -96,8 +113,10 @@ KOKKOS_INLINE_FUNCTION void load_tile(const Team& team, Real* tile, int rows, in
     team.for_each(rows * ld, [&](int i) {
       const int r = i / ld, c = i % ld;
       Real value = c < w.columns ? absent : padding;
-      if (x.width && r < w.count && c < w.columns)
+      if (x.width && r < w.count && c < w.columns) {
         value = load_element<Real>(x.at(w.b, w.first + r, w.h), x.dtype, x.width == 1 ? 0 : w.column + c);
+        if (x.logits) value = logistic(value);
+      }
       tile[i] = value;
     });
   }
@@ -146,6 +165,12 @@ KOKKOS_INLINE_FUNCTION void store_tile(const Team& team, const Real* tile, int l
       store_element(tile[r * ld + c], x.at(w.b, w.first + r, w.h), x.dtype, w.column + c);
     });
   }
+}
+
+// The gradients d_a of gates a become those of their logits.
+template <class Team, class Real>
+KOKKOS_INLINE_FUNCTION void through_logistic(const Team& team, Real* d_a, const Real* a, int size) {
+  team.for_each(size, [&](int i) { d_a[i] *= a[i] * (1 - a[i]); });
 }
 
 // A tile of a state: rows of the other side, columns of one's own. transposed: the operand's rows are one's own side.

@@ -11,7 +11,8 @@
  *   S        [B,H,D,K]    state
  *   d_x      as x         gradient of the loss with respect to x
  * A gate may be absent (it counts as 1), have one value a token and head ([B,T,H,1]), or be full width. Any value is
- * legal: zero, negative, above one. Nothing divides by a gate.
+ * legal: zero, negative, above one. Nothing divides by a gate. With T2FW_GATE_LOGITS f and g hold logits instead: any
+ * value is legal, infinities too. 16 bits hold the logit of a gate near 1 well, and the gate itself not.
  *
  * Use: fill a t2fw_descriptor, create a t2fw_plan from it, execute the plan as often as you like.
  *
@@ -85,7 +86,10 @@ typedef enum t2fw_gate { T2FW_GATE_NONE = 0, T2FW_GATE_HEAD = 1, T2FW_GATE_FULL 
 typedef enum t2fw_device { T2FW_CPU = 1, T2FW_CUDA = 2, T2FW_HIP = 3 } t2fw_device;
 /* Bits of t2fw_descriptor.flags. */
 typedef enum t2fw_flag {
-  T2FW_BATCH_INVARIANT = 1 /* a sequence's results have the same bits whatever else is in the batch; may be slower */
+  T2FW_BATCH_INVARIANT = 1, /* a sequence's results have the same bits whatever else is in the batch; may be slower */
+  T2FW_GATE_LOGITS = 2 /* f and g are logits: the gates are their logistic function, 1 / (1 + exp(-x)), computed in the
+                          working precision; d_f and d_g are gradients of the logits. An absent gate still counts as 1.
+                          An error with T2FW_DELTA, which has no gates */
 } t2fw_flag;
 typedef enum t2fw_operation { T2FW_FORWARD = 1, T2FW_BACKWARD = 2, T2FW_STEP = 3 } t2fw_operation;
 
