@@ -71,7 +71,8 @@ def test_a_folder_and_attention(run, tmp_path, capsys):
     other.write_text(TEXT[:2000])
     again = run("--rule", "gated", "--steps", "2", "--seed", "5", "--eval-data", str(other), model=out / "pretrained", out="again")
     old, new = weights(out / "pretrained"), weights(again)
-    assert "transformer.h.0.attn.c_attn.weight" in weights(out) and "transformer.h.0.attn.fast_weights.a.bias" in new
+    attention = "transformer.h.0.attn."
+    assert attention + "c_attn.weight" in weights(out) and attention + "fast_weights.gate_bias" in new
     assert (old["transformer.wte.weight"] - new["transformer.wte.weight"]).abs().max() < 0.01
     tokens = len(transformers.AutoTokenizer.from_pretrained(again)(TEXT[:2000])["input_ids"])
     assert f"on {tokens // 16 * 16} held-out tokens" in capsys.readouterr().out.splitlines()[-1]

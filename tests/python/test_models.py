@@ -64,15 +64,16 @@ def test_conversion_keeps_the_weights(kind, kdim):
     for i, block, name in models._attentions(new):
         layer = getattr(block, name).fast_weights
         q, k, v, out = projections(kind, old, i, x)
+        new_q, new_k, new_v = layer.project(x).split(list(layer.rows.values()), 1)[:3]
         new_q, new_k = (a.view(5, -1, layer.kdim).repeat_interleave(n, 1) for a, n in (
-            (layer.q(x) * layer.kdim**-0.5, 1), (layer.k(x), layer.num_heads // layer.num_kv_heads)))
+            (new_q, 1), (new_k, layer.num_heads // layer.num_kv_heads)))
         q, k = q.view(5, -1, 8), k.view(5, -1, 8).repeat_interleave(layer.num_heads // layer.num_kv_heads, 1)
         q, k = q[..., :kdim], k[..., :kdim]
         scores, new_scores = (torch.einsum("thd,shd->hts", *a) for a in ((q, k), (new_q, new_k)))
         near(new_scores, scores)
         assert layer.kdim == (kdim or 8)
-        near(layer.v(x), v)
-        wide_v = layer.v(x).view(5, -1, 8).repeat_interleave(layer.num_heads // layer.num_kv_heads, 1).flatten(1)
+        near(new_v, v)
+        wide_v = new_v.view(5, -1, 8).repeat_interleave(layer.num_heads // layer.num_kv_heads, 1).flatten(1)
         near(layer.out(wide_v), out)
     shared = [n for n in dict(old.named_parameters()) if "attn" not in n]
     assert len(shared) > 5 and all(torch.equal(old.get_parameter(n), new.get_parameter(n)) for n in shared)

@@ -8,7 +8,9 @@ torch = pytest.importorskip("torch")
 import loop
 import t2fw
 from common import close
+from t2fw._torch import Torch
 from t2fw.nn import RULES, DecayingFastWeights
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.usefixtures("device")
 SIZES = [dict(), dict(kdim=3), dict(kdim=7, head_dim=5, num_kv_heads=2, bias=False)]
@@ -27,24 +29,28 @@ def formula(m, x):
     """The layer in NumPy: projections and gates by hand, the recurrence by the token loop."""
     x, (B, T, _) = wide(x), x.shape
 
-    def project(linear, width):
-        a = x @ wide(linear.weight).T
-        return (a if linear.bias is None else a + wide(linear.bias)).reshape(B, T, -1, width)
+    gates, rows = sum(m.rows[n] for n in "fga" if n in m.rows), sum(m.rows.values())
+    biases = [np.zeros(rows - gates) if m.project.bias is None else wide(m.project.bias)]
+    z = x @ wide(m.project.weight).T + np.concatenate(biases + ([wide(m.gate_bias)] if gates else []))
+    parts = dict(zip(m.rows, np.split(z, np.cumsum(list(m.rows.values()))[:-1], 2)))
 
-    def gate(linear, width):
-        return 1 / (1 + np.exp(-project(linear, width)))
+    def project(name, width):
+        return parts[name].reshape(B, T, -1, width)
 
-    q, k, v = project(m.q, m.kdim) / np.sqrt(m.kdim), project(m.k, m.kdim), project(m.v, m.head_dim)
+    def gate(name, width):
+        return 1 / (1 + np.exp(-project(name, width)))
+
+    q, k, v = project("q", m.kdim) / np.sqrt(m.kdim), project("k", m.kdim), project("v", m.head_dim)
     k, v = (np.repeat(a, m.num_heads // a.shape[2], 2) for a in (k, v))
     if m.rule == "add":
         y, state = loop.decay(v, None, q, k, None)
     elif m.rule == "gated":
-        a = gate(m.a, 1)
+        a = gate("a", 1)
         y, state = loop.decay((1 - a) * v, a, q, k, None)
     elif m.rule == "decay":
-        y, state = loop.decay(v, gate(m.f, m.head_dim), q, k, gate(m.g, m.kdim))
+        y, state = loop.decay(v, gate("f", m.head_dim), q, k, gate("g", m.kdim))
     else:
-        a, k = gate(m.a, 1), k / np.linalg.norm(k, axis=-1, keepdims=True)
+        a, k = gate("a", 1), k / np.linalg.norm(k, axis=-1, keepdims=True)
         state, y = np.zeros((B, m.num_heads, m.head_dim, m.kdim)), np.zeros(v.shape)
         for t in range(T):
             y[:, t] = np.einsum("bhdk,bhk->bhd", state, q[:, t])
@@ -54,15 +60,32 @@ def formula(m, x):
     return (y if m.out.bias is None else y + wide(m.out.bias)), state
 
 
+@pytest.mark.parametrize("tokens", [9, 60])  # fewer than the projection has rows, and more: q's scale is elsewhere
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("rule", RULES)
-def test_formula(rule, sizes):
+def test_formula(rule, sizes, tokens):
     m = layer(rule, **sizes)
-    x = torch.randn(2, 9, 8, dtype=torch.float64)
+    x = torch.randn(2, tokens, 8, dtype=torch.float64)
+    assert (2 * tokens < sum(m.rows.values())) is (tokens == 9)
     y, state = m(x)
     want_y, want_state = formula(m, x)
     close(wide(y), want_y, "float64", 10)
     close(wide(state), want_state, "float64", 10)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_of_few_tokens_and_many(rule):
+    m, x, results = layer(rule, **SIZES[2]), torch.randn(2, 60, 8, dtype=torch.float64), []
+    for pieces in ([x], x.split(12, 1)):
+        m.zero_grad()
+        state, loss = None, 0
+        for piece in pieces:
+            y, state = m(piece, state)
+            loss = loss + y.pow(2).sum()
+        loss.backward()
+        results.append([p.grad for p in m.parameters()])
+    for many, few in zip(*results):
+        close(wide(few), wide(many), "float64", 10)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -137,7 +160,7 @@ def test_gates_are_float32(rule, half, device, monkeypatch):
     monkeypatch.setattr(t2fw, "decay", lambda *a: seen.append(a) or call(*a))
     m, x = layer(rule, torch.float32), torch.randn(2, 5, 8)
     with torch.no_grad():
-        (m.f or m.a).bias.fill_(9)  # 1 - f = 1.2e-4: in 16 bits f would be 1; the bias added in bfloat16 is 3 % of 1 - f
+        m.gate_bias.fill_(9)  # 1 - f = 1.2e-4: in 16 bits f would be 1; the bias added in bfloat16 is 3 % of 1 - f
     m(x)
     with torch.autocast(device, half):
         y, state = m(x)
@@ -150,38 +173,52 @@ def test_gates_are_float32(rule, half, device, monkeypatch):
     assert [v.dtype for v, *_ in seen[2:]] == [half] and all(p.grad.isfinite().all() for p in m.parameters())
 
 
-def test_gates_are_modules_that_are_called():
-    """Hooks on them, and what replaces them, see float32 logits."""
-    layer, seen = DecayingFastWeights(8, 2).bfloat16(), []
-    for gate in (layer.f, layer.g):
-        gate.register_forward_hook(lambda module, inputs, logits: seen.append((logits.dtype, logits.shape)))
-    layer(torch.randn(2, 3, 8, dtype=torch.bfloat16))
-    assert seen == [(torch.float32, (2, 3, 8))] * 2
+class Calls(TorchDispatchMode):
+    """The operators that are called, each with the shape of its first tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        if args and torch.is_tensor(args[0]):
+            self.seen.append((call, tuple(args[0].shape)))
+        return call(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("T", [1, 5, 60])
+@pytest.mark.parametrize("rule,uncopied", [("decay", "vqk"), ("add", "vqk"), ("gated", "qk"), ("delta", "q")])
+def test_one_projection_whose_result_is_not_copied(rule, uncopied, T, monkeypatch):
+    """And it is a module that is called, for hooks and for what replaces it."""
+    function = ("delta" if rule == "delta" else "decay") + "_step" * (T == 1)
+    order, call, seen = "qkv" if rule == "delta" else "vfqkg", getattr(t2fw, function), []
+    monkeypatch.setattr(t2fw, function, lambda *a: seen.append(dict(zip(order, a))) or call(*a))
+    m, x = layer(rule, torch.float32), torch.randn(2, T, 8)
+    m.project.register_forward_hook(lambda module, inputs, z: seen.append(z.clone()) or seen[0])
+    with Calls() as calls:
+        y, _ = m(x)
+    assert sum(call in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) for call, _ in calls.seen) == 2  # and out's
+    z, operands = seen
+    assert z.shape == (2, T, sum(m.rows.values()))
+    for n in uncopied:
+        assert operands[n].untyped_storage().data_ptr() == z.untyped_storage().data_ptr()
+        assert Torch.layout(*Torch.keys([operands[n]])).rows
 
 
 def test_autocast_copies_x_once(device):
     """And no gate's logits are copied to float32: on a GPU each copy takes as long as reading x."""
-    copies = []
-
-    class Copies(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, call, types, args=(), kwargs=None):
-            if call is torch.ops.aten._to_copy.default:
-                copies.append(args[0].shape)
-            return call(*args, **kwargs or {})
-
     m, x = layer("decay", torch.float32), torch.randn(2, 5, 8, requires_grad=True) * 1  # autocast keeps copies of leaves
-    with Copies(), torch.autocast(device, torch.bfloat16):
+    with Calls() as calls, torch.autocast(device, torch.bfloat16):
         m(x)
-    assert [tuple(shape) for shape in copies if len(shape) == 3] == [(2, 5, 8)]
+    assert [shape for call, shape in calls.seen if call is torch.ops.aten._to_copy.default and len(shape) == 3] == [(2, 5, 8)]
 
 
 @pytest.mark.parametrize("rule", ["decay", "gated", "delta"])
 def test_uniform_gate_initialisation(rule):
     m = DecayingFastWeights(500, 500 if rule != "decay" else 4, rule=rule)
-    for gate in (m.f, m.g) if rule == "decay" else (m.a,):
-        u = np.sort(1 / (1 + np.exp(-wide(gate.bias))))
-        assert 1 / 500 <= u[0] and u[-1] <= 1 - 1 / 500
-        assert np.abs(u - np.linspace(0, 1, len(u))).max() < 0.08  # Kolmogorov-Smirnov: p = 0.003 at n = 500
+    u = np.sort(1 / (1 + np.exp(-wide(m.gate_bias))))
+    assert 1 / 500 <= u[0] and u[-1] <= 1 - 1 / 500 and len(u) == (1000 if rule == "decay" else 500)
+    assert np.abs(u - np.linspace(0, 1, len(u))).max() < 0.08  # Kolmogorov-Smirnov: p = 0.003 at n = 500
 
 
 def test_every_parameter_learns_and_dropout_drops():
@@ -196,8 +233,8 @@ def test_every_parameter_learns_and_dropout_drops():
 @pytest.mark.parametrize("rule", RULES)
 def test_compile(rule):
     torch._dynamo.reset()
-    m, x = layer(rule, torch.float32, kdim=3), torch.randn(2, 6, 8)
-    y, state = torch.compile(m, fullgraph=True)(x, padding_mask=torch.ones(2, 6))
+    m, x = layer(rule, torch.float32, kdim=3), torch.randn(2, 40, 8)
+    y, state = torch.compile(m, fullgraph=True)(x, padding_mask=torch.ones(2, 40))
     close(wide(y), wide(m(x)[0]), "float32", 2)
     close(wide(torch.compile(m, fullgraph=True)(x[:, :1], state)[0]), wide(m(x[:, :1], state)[0]), "float32", 2)
 

@@ -203,12 +203,13 @@ def _resize(q: Tensor, k: Tensor, fresh_k: Tensor) -> Tuple[Tensor, Tensor]:
 
 def _load(layer: DecayingFastWeights, old: Projections) -> None:
     """Gives a fresh layer the pre-trained weights; the gates stay as they were initialised."""
-    fresh = _heads(layer.k.weight, layer.k.bias, layer.num_kv_heads)
-    q, k = _resize(old.q, old.k, fresh)
-    for linear, rows in ((layer.q, q * layer.kdim**0.5), (layer.k, k), (layer.v, old.v)):
-        linear.weight.copy_(rows[..., : layer.embed_dim].flatten(0, 1))
-        if linear.bias is not None:
-            linear.bias.copy_(rows[..., -1].flatten())
+    weight, bias = layer.project.weight, layer.project.bias
+    keys = slice(layer.rows["q"], layer.rows["q"] + layer.rows["k"])
+    q, k = _resize(old.q, old.k, _heads(weight[keys], None if bias is None else bias[keys], layer.num_kv_heads))
+    rows = torch.cat([a.flatten(0, 1) for a in (q * layer.kdim**0.5, k, old.v)])
+    weight[: len(rows)] = rows[:, : layer.embed_dim]
+    if bias is not None:
+        bias.copy_(rows[:, -1])
     layer.out.weight.copy_(old.out.weight if isinstance(old.out, nn.Linear) else old.out.weight.t())  # GPT-2's lies transposed
     if layer.out.bias is not None:
         layer.out.bias.copy_(old.out.bias)

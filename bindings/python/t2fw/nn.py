@@ -16,13 +16,30 @@ def expect(name: str, got: object, good: bool, expected: str) -> None:
         raise ValueError(f"{name} is {got!r}; expected {expected}")
 
 
-class GateLogits(nn.Linear):
-    """A linear layer whose bias is added in float32 (float64 for float64), which its result then is of: x [..,in_features] ->
-    [..,out_features]."""
+class Projection(nn.Linear):
+    """A linear layer whose first `scaled` outputs come multiplied by `scale`, which the parameters know nothing of. `bias`, or
+    None, is that of all outputs but the last `unbiased` ones."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, unbiased: int, scaled: int, scale: float) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.scaled, self.scale = scaled, scale
+        if bias:
+            self.bias = nn.Parameter(self.bias.detach()[: out_features - unbiased].clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        z = F.linear(x, self.weight)
-        return z + self.bias.to(torch.promote_types(z.dtype, torch.float32))  # no wide copy of z
+        weight, bias, few = self.weight, self.bias, x.numel() < self.weight.numel()
+        if not few:
+            weight, bias = self._scaled(weight), None if bias is None else self._scaled(bias)
+        if bias is not None:
+            bias = F.pad(bias, (0, self.out_features - bias.shape[0]))
+        y = F.linear(x, weight, bias)
+        if few:  # tokens: then the scale costs least here, else in the weight
+            y[..., : self.scaled] *= self.scale
+        return y
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        first, rest = rows.split([self.scaled, rows.shape[0] - self.scaled])
+        return torch.cat([first * self.scale, rest])
 
 
 class DecayingFastWeights(nn.Module):
@@ -40,6 +57,9 @@ class DecayingFastWeights(nn.Module):
     and y_t = S_t q_t / sqrt(K) (delta: S_{t-1} q_t / sqrt(K)), as attention divides. The biases of the gates start by
     uniform gate initialisation (Gu et al. 2020): logit(u), u ~ U(1/n, 1 - 1/n), n = embed_dim. Gates are added to their
     bias and squashed in float32, under autocast and in a 16-bit module too.
+
+    One linear layer, `project`, makes all of them of x: its rows are those of q (H*K), k and v (num_kv_heads*K and *D), then of
+    f (H*D) and g (H*K), or of a (H); `rows` says how many. Its bias is that of q, k and v, `gate_bias` that of the rest.
 
     A state is a tensor [B,num_heads,head_dim,kdim], float32 beside 16-bit data, else of the data's dtype. It is never
     written to, so that it can be kept, saved, cloned or indexed by sequence (`state[rows]`); `zero_state` starts anew.
@@ -78,12 +98,12 @@ class DecayingFastWeights(nn.Module):
         expect("dropout", dropout, 0 <= dropout < 1, "0 <= dropout < 1")
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
         self.head_dim, self.kdim, self.rule = head_dim, kdim, rule
-        self.q = nn.Linear(embed_dim, num_heads * kdim, bias)
-        self.k = nn.Linear(embed_dim, num_kv_heads * kdim, bias)
-        self.v = nn.Linear(embed_dim, num_kv_heads * head_dim, bias)
-        self.f = GateLogits(embed_dim, num_heads * head_dim) if rule == "decay" else None
-        self.g = GateLogits(embed_dim, num_heads * kdim) if rule == "decay" else None
-        self.a = GateLogits(embed_dim, num_heads) if rule in ("gated", "delta") else None
+        gates = dict(f=num_heads * head_dim, g=num_heads * kdim) if rule == "decay" else dict(a=num_heads)
+        gates = {} if rule == "add" else gates
+        self.rows = dict(q=num_heads * kdim, k=num_kv_heads * kdim, v=num_kv_heads * head_dim, **gates)
+        gate_rows = sum(gates.values())
+        self.project = Projection(embed_dim, sum(self.rows.values()), bias, gate_rows, self.rows["q"], kdim**-0.5)
+        self.gate_bias = nn.Parameter(torch.empty(gate_rows)) if gates else None
         self.out = nn.Linear(num_heads * head_dim, embed_dim, bias)
         self.dropout = nn.Dropout(dropout)
         self.reset_gates()
@@ -91,18 +111,18 @@ class DecayingFastWeights(nn.Module):
     @torch.no_grad()
     def reset_gates(self) -> None:
         """Uniform gate initialisation of the gates' biases."""
-        least = 1 / max(self.embed_dim, 2)
-        for gate in (self.f, self.g, self.a):
-            if gate is not None:
-                gate.bias.copy_(torch.empty_like(gate.bias, dtype=torch.float32).uniform_(least, 1 - least).logit())
+        if self.gate_bias is not None:
+            least = 1 / max(self.embed_dim, 2)
+            self.gate_bias.copy_(torch.empty_like(self.gate_bias, dtype=torch.float32).uniform_(least, 1 - least).logit())
 
     def extra_repr(self) -> str:
         return f"rule={self.rule!r}, num_heads={self.num_heads}, head_dim={self.head_dim}, kdim={self.kdim}"
 
     def zero_state(self, batch_size: int) -> Tensor:
         """The state before any token, [batch_size,H,D,K]."""
-        dtype = torch.float64 if self.v.weight.dtype == torch.float64 else torch.float32
-        return torch.zeros(batch_size, self.num_heads, self.head_dim, self.kdim, dtype=dtype, device=self.v.weight.device)
+        weight = self.project.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return torch.zeros(batch_size, self.num_heads, self.head_dim, self.kdim, dtype=dtype, device=weight.device)
 
     def forward(
         self, x: Tensor, state: Optional[Tensor] = None, padding_mask: Optional[Tensor] = None
@@ -135,13 +155,13 @@ class DecayingFastWeights(nn.Module):
     def _operands(self, x: Tensor, padding_mask: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
         """v, f, q, k, g as t2fw.decay and t2fw.delta take them."""
         B, T, _ = x.shape
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # else every projection does it for itself
-        q = self.q(x).view(B, T, self.num_heads, self.kdim) * self.kdim**-0.5
-        k, v = self.k(x).view(B, T, self.num_kv_heads, self.kdim), self.v(x).view(B, T, self.num_kv_heads, self.head_dim)
+        widths = dict(q=self.kdim, k=self.kdim, v=self.head_dim, f=self.head_dim, g=self.kdim, a=1)
+        results = self.project(x).split(list(self.rows.values()), 2)
+        rows = {n: z.view(B, T, self.rows[n] // widths[n], widths[n]) for n, z in zip(self.rows, results)}
+        q, k, v = (rows[n] for n in "qkv")
         if self.num_kv_heads != self.num_heads:
             k, v = (a.repeat_interleave(self.num_heads // self.num_kv_heads, 2) for a in (k, v))
-        f, g, a = (None if layer is None else self._gate(layer, x) for layer in (self.f, self.g, self.a))
+        f, g, a = (None if n not in rows else self._gate(n, rows[n]) for n in "fga")
         if self.rule == "gated":
             f, v = a, v * (1 - a).to(v.dtype)
         elif self.rule == "delta":  # (sqrt(a) v - S sqrt(a) k) (x) sqrt(a) k = a (v - S k) (x) k
@@ -154,7 +174,8 @@ class DecayingFastWeights(nn.Module):
             f, g = (None if a is None else a.masked_fill(padding, 1) for a in (f, g))
         return v, f, q, k, g
 
-    def _gate(self, logits: nn.Module, x: Tensor) -> Tensor:
+    def _gate(self, name: str, logits: Tensor) -> Tensor:
         """[B,T,H,-1], in float32 or, for float64, in that."""
-        gate = logits(x).sigmoid()
-        return gate.view(*x.shape[:2], self.num_heads, gate.shape[2] // self.num_heads)
+        gates = list(self.rows)[3:]
+        bias = self.gate_bias.split([self.rows[n] for n in gates])[gates.index(name)]
+        return (logits + bias.view(logits.shape[2:]).to(torch.promote_types(logits.dtype, torch.float32))).sigmoid()
