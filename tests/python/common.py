@@ -36,6 +36,20 @@ def inputs(B, T, H, D, K, f="full", g="full", seed=0):
                 k=normal((B, T, H, K)) / np.sqrt(K), g=gate(rng, g, (B, T, H, K)), initial_state=normal((B, H, D, K)))
 
 
+def logits(x, dtype, seed=0):
+    """x with logits for its gates, of that dtype, and x with the gates that those are."""
+    rng, x, gates = np.random.default_rng(seed), dict(x), dict(x)
+    for n in "fg":
+        if x[n] is not None:
+            a, special = rng.uniform(-4.6, 9.2, x[n].shape), rng.random(x[n].shape)
+            for i, value in enumerate((-np.inf, -1000, -40, 40, 1000, np.inf)):
+                a[(special >= 0.03 * i) & (special < 0.03 * (i + 1))] = value
+            x[n] = a.astype(dtype)
+            with np.errstate(over="ignore"):
+                gates[n] = 1 / (1 + np.exp(-x[n].astype(np.float64)))
+    return x, gates
+
+
 def load_script(path):
     """A script of the repository, by its path there, as a module; skips where the tests lie alone."""
     file = pathlib.Path(__file__).parents[2] / path

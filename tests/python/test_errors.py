@@ -41,6 +41,7 @@ PARALLEL = [
     (dict(backend="nonesuch"), V, 't2fw_plan_create: backend is "nonesuch"; expected NULL or one of this build...'),
     (dict(backend=3), TypeError, "backend is a int; expected a string or None"),
     (dict(batch_invariant=1), TypeError, "batch_invariant is a int; expected a bool"),
+    (dict(gate_logits=1), TypeError, "gate_logits is a int; expected a bool"),
     (dict(cu_seqlens=np.array([0, 3])), V, "B is 2 with cu_seqlens; expected 1"),
 ]
 PACKED = [
@@ -65,6 +66,7 @@ STEP = [
     (dict(out_state=ones((2, 2, 4, 5), "f4")), V, "out_state has dtype float32; expected float64, as state"),
     (dict(out_state=ones((2, 2, 4, 10))[..., ::2]), V,
      "out_state has strides [80, 40, 10, 2]; expected an aligned array whose last dimension is contiguous"),
+    (dict(gate_logits=None), TypeError, "gate_logits is a NoneType; expected a bool"),
     (dict(slot_indices=np.array([0])), V, "slot_indices has shape [1]; expected [B] = [2]"),
     (dict(slot_indices=np.array([0.0, 1.0])), V, "slot_indices has dtype float64; expected int64"),
     (dict(slot_indices=np.array([0, 2])), V,
@@ -123,7 +125,7 @@ def test_device():
         layout = staticmethod(lambda key: _numpy.Numpy.layout(key[1])._replace(device=(1, 0) if key[0] else (2, 1)))
 
     with raises(V, "q is on cpu:0; expected cuda:1, as v"):
-        _core.problem(Numpy, "decay", [*(X[n] for n in "vfqkg"), None, None, None], (None, False))
+        _core.problem(Numpy, "decay", [*(X[n] for n in "vfqkg"), None, None, None], (None, False, False))
 
 
 @pytest.mark.parametrize("name", [*"vfqkg", "initial_state", "cu_seqlens"])

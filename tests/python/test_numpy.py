@@ -6,7 +6,7 @@ import pytest
 
 import loop
 import t2fw
-from common import GATES, SHAPES, close, inputs
+from common import GATES, SHAPES, close, inputs, logits
 
 RULES = {"decay": ("v", "f", "q", "k", "g"), "delta": ("q", "k", "v")}
 
@@ -58,6 +58,25 @@ def test_wide_gates():
     for name in "fg":
         x[name] = np.full(x[name].shape, 0.9999, np.float32)
     close(call("decay", x)[0], call("decay", x, loop)[0], "float16")
+
+
+@pytest.mark.parametrize("dtype,gate", [("float64", "float64"), ("float32", "float32"), ("float16", "float16"),
+                                        ("float16", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("f,g", GATES)
+def test_gate_logits(f, g, shape, dtype, gate):
+    x = cast(inputs(*shape, f, g), dtype)
+    x, gates = logits(x, pytest.importorskip("ml_dtypes").bfloat16 if gate == "bfloat16" else gate)
+    want_y, want_final = call("decay", gates, loop)
+    y, final = call("decay", x, gate_logits=True)
+    close(y, want_y, dtype)
+    close(final, want_final, "float32" if x["v"].itemsize == 2 else dtype)
+    if shape[1]:
+        tokens = [None if x[n] is None else x[n][:, 0] for n in "vfqkg"]
+        y, state = t2fw.decay_step(*tokens, x["initial_state"], gate_logits=True)
+        want_y, want = call("decay", {n: a if a is None or n == "initial_state" else a[:, :1] for n, a in gates.items()}, loop)
+        close(y, want_y[:, 0], dtype)
+        close(state, want, "float32" if x["v"].itemsize == 2 else dtype)
 
 
 @pytest.mark.parametrize("rule", RULES)

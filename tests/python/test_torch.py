@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 
 import numpy as np
@@ -8,10 +9,12 @@ torch = pytest.importorskip("torch")
 import loop
 import t2fw
 import t2fw.torch  # registers the operators
-from common import GATES, SHAPES, close, inputs
+from common import GATES, SHAPES, close, inputs, logits
 from conftest import devices
+from torch.utils._python_dispatch import TorchDispatchMode
 
 RULES = {"decay": ("v", "f", "q", "k", "g"), "delta": ("q", "k", "v")}
+OPTIONS = {"decay": (None, False, False), "delta": (None, False)}  # of the operators
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
 GPU = "cuda" in devices()
 pytestmark = pytest.mark.usefixtures("device")
@@ -26,6 +29,18 @@ def tensors(x, dtype="float64", grad=True):
 
 def wide(a):
     return None if a is None else a.detach().double().cpu().numpy()
+
+
+class Record(TorchDispatchMode):
+    """The operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def call(rule, x, module=t2fw, **more):
@@ -110,6 +125,58 @@ def test_gradcheck(rule, f, g):
     torch.autograd.gradcheck(lambda *a: call(rule, {**x, **dict(zip(names, a))}), [x[n] for n in names])
 
 
+def with_gates(x):
+    """Of logits."""
+    return {n: a if a is None or n not in "fg" else a.sigmoid() for n, a in x.items()}
+
+
+@pytest.mark.parametrize("how,dtype,f,g", [
+    *(("eager", dtype, *gates) for dtype in DTYPES for gates in GATES),
+    *((how, dtype, "full", "head") for how in ("operator", "compiled", "compiled for any T")
+      for dtype in ("float64", "bfloat16"))])
+def test_gate_logits(how, dtype, f, g, device):
+    def function(x):
+        return call("decay", x, gate_logits=True)
+
+    torch._dynamo.reset()
+    compiled = "compiled" in how
+    run = torch.compile(function, fullgraph=True, dynamic="any" in how) if compiled else function
+    for T in (17, 9) if compiled else (17,):
+        x = tensors(logits(inputs(2, T, 2, 5, 4, f, g), "float64")[0], dtype)
+        with Record() if how == "operator" else contextlib.nullcontext():
+            y, final = run(x)
+            torch.manual_seed(0)
+            d_y, d_final = torch.randn_like(y), torch.randn_like(final)
+            torch.autograd.backward([y, final], [d_y, d_final])
+        exact = {n: None if a is None else a.detach().double().requires_grad_() for n, a in x.items()}
+        want_y, want_final = call("decay", with_gates(exact))
+        torch.autograd.backward([want_y, want_final], [d_y.double(), d_final.double()])
+        close(wide(y), wide(want_y), dtype)
+        close(wide(final), wide(want_final), "float32" if x["v"].element_size() == 2 and device == "cpu" else dtype)
+        for n in x:
+            if x[n] is not None:
+                assert x[n].grad.dtype == x[n].dtype
+                close(wide(x[n].grad), wide(exact[n].grad), dtype, 2)
+
+
+@pytest.mark.parametrize("compiled,f,g", [*((False, *gates) for gates in GATES), (True, "full", "head")])
+@pytest.mark.parametrize("slots", [None, [3, -1, 0]])
+def test_step_gate_logits(compiled, f, g, slots):
+    def step(x, **more):
+        return t2fw.decay_step(*x.values(), slot_indices=None if slots is None else torch.tensor(slots), **more)
+
+    torch._dynamo.reset()
+    run, results = torch.compile(step, fullgraph=True) if compiled else step, []
+    for more in (dict(gate_logits=True), {}):
+        x = tensors(logits(inputs(4 if slots else 3, 1, 2, 5, 4, f, g), "float64")[0])
+        tokens = {n: None if a is None else a[:3, 0] for n, a in x.items() if n != "initial_state"}
+        y, state = run({**(tokens if more else with_gates(tokens)), "state": x["initial_state"]}, **more)
+        (y.pow(2).sum() + state.pow(2).sum()).backward()
+        results.append([y, state, *(a.grad for a in x.values() if a is not None)])
+    for got, want in zip(*results):
+        close(wide(got), wide(want), "float64")
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("slots", [None, [3, -1, 0]])
 def test_step_gradcheck(rule, slots):
@@ -140,30 +207,32 @@ def test_step_is_parallel(rule):
         close(wide(got), wide(final), "float64")
 
 
+@pytest.mark.parametrize("gate_logits", [False, True])
 @pytest.mark.parametrize("f,g", GATES)
-def test_opcheck_decay(f, g):
+def test_opcheck_decay(f, g, gate_logits):
     x = tensors(inputs(2, 5, 2, 3, 4, f, g))
     args = [x[n] for n in RULES["decay"]]
-    torch.library.opcheck(torch.ops.t2fw.decay.default, (*args, x["initial_state"], None, True, None, False))
+    torch.library.opcheck(torch.ops.t2fw.decay.default, (*args, x["initial_state"], None, True, None, False, gate_logits))
 
 
-def test_opcheck():
+@pytest.mark.parametrize("rule,options", [*OPTIONS.items(), ("decay", (None, False, True))])
+def test_opcheck(rule, options):
     ops = torch.ops.t2fw
     x = tensors(inputs(2, 5, 2, 3, 4))
     plain = tensors(inputs(2, 5, 2, 3, 4), grad=False)
-    for rule in RULES:
-        args, const = ([a[n] for n in RULES[rule]] for a in (x, plain))
-        state, free = x["initial_state"], plain["initial_state"]
-        op = getattr(ops, rule).default
-        torch.library.opcheck(op, (*args, state, None, True, None, False))
-        torch.library.opcheck(op, (*const, None, None, False, None, False))
-        saved = op(*const, free, None, True, None, False)[2]
-        d_y = torch.randn_like(const[0] if rule == "decay" else const[2])
-        torch.library.opcheck(getattr(ops, rule + "_backward").default, (*const, free, None, saved, d_y, None, None, False))
-        tokens, now = ([a[:, 0].detach().clone().requires_grad_(a is args[i]) for i, a in enumerate(s)] for s in (args, const))
-        torch.library.opcheck(getattr(ops, rule + "_step").default, (*tokens, state, None, None))
-        torch.library.opcheck(getattr(ops, rule + "_step_").default, (*now, free.clone(), torch.tensor([1, -1]), None))
-        torch.library.opcheck(getattr(ops, rule + "_step_out").default, (*now, free, free.clone(), None, None))
+    args, const = ([a[n] for n in RULES[rule]] for a in (x, plain))
+    state, free = x["initial_state"], plain["initial_state"]
+    op = getattr(ops, rule).default
+    torch.library.opcheck(op, (*args, state, None, True, *options))
+    torch.library.opcheck(op, (*const, None, None, False, *options))
+    saved = op(*const, free, None, True, *options)[2]
+    d_y = torch.randn_like(const[0] if rule == "decay" else const[2])
+    torch.library.opcheck(getattr(ops, rule + "_backward").default, (*const, free, None, saved, d_y, None, *options))
+    tokens, now = ([a[:, 0].detach().clone().requires_grad_(a is args[i]) for i, a in enumerate(s)] for s in (args, const))
+    backend, _, *rest = options
+    torch.library.opcheck(getattr(ops, rule + "_step").default, (*tokens, state, None, backend, *rest))
+    torch.library.opcheck(getattr(ops, rule + "_step_").default, (*now, free.clone(), torch.tensor([1, -1]), backend, *rest))
+    torch.library.opcheck(getattr(ops, rule + "_step_out").default, (*now, free, free.clone(), None, backend, *rest))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -208,6 +277,16 @@ def test_autocast(rule, device):
     assert all(x[n].grad.dtype == torch.float32 for n in RULES[rule])
 
 
+def test_autocast_leaves_logits_in_16_bits(device):
+    x = tensors(logits(inputs(2, 9, 2, 3, 4), "float32")[0], "float32", grad=False)
+    x.update({n: x[n].bfloat16() for n in "fg"})
+    with torch.autocast(device, torch.bfloat16), Record() as record:
+        y = call("decay", x, gate_logits=True)[0]
+    assert record.seen.count("aten._to_copy.default") == 3  # v, q and k
+    x.update({n: x[n].bfloat16() for n in "vqk"})
+    assert torch.equal(y, call("decay", x, gate_logits=True)[0])
+
+
 @pytest.mark.parametrize("change,message", [
     (dict.fromkeys("vqk", "int64"), "v has dtype int64; expected one of float64, float32, float16, bfloat16"),
     (dict(v="complex64"), "v has dtype complex64; expected one of float64, float32, float16, bfloat16"),
@@ -242,7 +321,7 @@ def test_no_grad_saves_nothing():
     with torch.no_grad():
         assert not call("decay", x)[0].requires_grad
     args = [x[n].detach() for n in RULES["decay"]]
-    assert torch.ops.t2fw.decay(*args, None, None, False, None, False)[2].numel() == 0
+    assert torch.ops.t2fw.decay(*args, None, None, False, *OPTIONS["decay"])[2].numel() == 0
 
 
 def test_out_state_refuses_gradient():
@@ -302,51 +381,46 @@ def test_drop_in_as_the_original_is_tested(rule, bsz, seqlen, dim):
         torch.testing.assert_close(got, want, atol=1e-2 if i < 2 else 0.1, rtol=0.1)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_call_is_the_operator(rule):
+@pytest.mark.parametrize("rule,more", [("decay", {}), ("decay", dict(gate_logits=True)), ("delta", {})])
+def test_call_is_the_operator(rule, more):
     """A plain call goes past the dispatcher; under a mode it is the operator. Both give the same bits."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            seen.append(str(func))
-            return func(*args, **(kwargs or {}))
-
-    seen, x, names = [], tensors(inputs(2, 19, 2, 3, 4)), (*RULES[rule], "initial_state")
-    plain = call(rule, x)
+    x, names = tensors(inputs(2, 19, 2, 3, 4)), (*RULES[rule], "initial_state")
+    plain = call(rule, x, **more)
     d_plain = torch.autograd.grad(plain[0].sum() + plain[1].sum(), [x[n] for n in names])
-    with Record():
-        recorded = call(rule, x)
+    with Record() as record:
+        recorded = call(rule, x, **more)
         d_recorded = torch.autograd.grad(recorded[0].sum() + recorded[1].sum(), [x[n] for n in names])
-    assert f"t2fw.{rule}.default" in seen and f"t2fw.{rule}_backward.default" in seen
+    assert f"t2fw.{rule}.default" in record.seen and f"t2fw.{rule}_backward.default" in record.seen
     for a, b in zip((*plain, *d_plain), (*recorded, *d_recorded)):
         assert torch.equal(a, b)
     with torch.no_grad():
-        assert all(torch.equal(a, b) for a, b in zip(plain, call(rule, x)))
+        assert all(torch.equal(a, b) for a, b in zip(plain, call(rule, x, **more)))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule,more", [("decay", {}), ("decay", dict(gate_logits=True)), ("delta", {})])
 @pytest.mark.parametrize("slots", [None, [3, -1, 0]])
 @pytest.mark.parametrize("where", ["fresh", "in place", "out"])
-def test_step_is_the_operator(rule, slots, where):
+def test_step_is_the_operator(rule, more, slots, where):
     """A plain step goes past the dispatcher, and leaves the same bits and version of the state behind."""
     x = tensors(inputs(4 if slots is None else 3, 1, 2, 3, 4), grad=False)
     tokens, pool = [x[n][:, 0] for n in RULES[rule]], torch.randn(4, 2, 3, 4, dtype=torch.float64)
     slots = None if slots is None else torch.tensor(slots)
     ends = {"fresh": "", "in place": "_", "out": "_out"}
     results = []
-    for operator in (False, True):
+    for how in ("plain", "under a mode", "operator"):
         state = pool.clone()
         out = {"fresh": None, "in place": state, "out": pool * 2}[where]
         given = [state, out] if where == "out" else [state]
-        if operator:
-            result = getattr(torch.ops.t2fw, rule + "_step" + ends[where])(*tokens, *given, slots, None)
+        if how == "operator":
+            logits = [bool(more)] if rule == "decay" else []
+            result = getattr(torch.ops.t2fw, rule + "_step" + ends[where])(*tokens, *given, slots, None, *logits)
             y, new = result if out is None else (result, out)
         else:
-            y, new = getattr(t2fw, rule + "_step")(*tokens, state, slot_indices=slots, out_state=out)
+            with Record() if how == "under a mode" else contextlib.nullcontext():
+                y, new = getattr(t2fw, rule + "_step")(*tokens, state, slot_indices=slots, out_state=out, **more)
         results.append((y, new, state._version, out is None or out._version))
-    assert all(torch.equal(*pair) for pair in list(zip(*results))[:2])
-    assert results[0][2:] == results[1][2:]
+    for y, new, *versions in results[1:]:
+        assert torch.equal(y, results[0][0]) and torch.equal(new, results[0][1]) and tuple(versions) == results[0][2:]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -422,14 +496,14 @@ def test_jit_trace(rule, grad):
 def test_wrong_gradients_are_errors():
     x = tensors(inputs(2, 5, 2, 3, 4), grad=False)
     args = [x[n] for n in RULES["decay"]]
-    y, final, saved = torch.ops.t2fw.decay(*args, None, None, True, None, False)
+    y, final, saved = torch.ops.t2fw.decay(*args, None, None, True, *OPTIONS["decay"])
     for d_y, d_final, message in (
         (y[:1], None, r"d_y has shape \[1, 5, 2, 3\]; expected the shape of y = \[2, 5, 2, 3\]"),
         (y.float(), None, "d_y has dtype float32; expected float64, as y"),
         (y, final[:, :1], r"d_final_state has shape \[2, 1, 3, 4\]; expected the shape of final_state = \[2, 2, 3, 4\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            torch.ops.t2fw.decay_backward(*args, None, None, saved, d_y, d_final, None, False)
+            torch.ops.t2fw.decay_backward(*args, None, None, saved, d_y, d_final, *OPTIONS["decay"])
 
 
 def test_a_tensor_without_memory_is_an_error():

@@ -3,8 +3,8 @@
 decay:  S_t = (f_t (x) g_t) o S_{t-1} + v_t (x) k_t,   y_t = S_t q_t
 delta:  y_t = S_{t-1} q_t,   S_t = S_{t-1} + (v_t - S_{t-1} k_t) (x) k_t
 
-v, f, y are [B,T,H,D]; q, k, g are [B,T,H,K]; a state is [B,H,D,K]. A gate is a raw multiplier of any value; it may be
-None (counts as 1), [B,T,H,1] or full width. Arrays are NumPy arrays, torch tensors (CPU or GPU; differentiable once, by
+v, f, y are [B,T,H,D]; q, k, g are [B,T,H,K]; a state is [B,H,D,K]. A gate is a raw multiplier of any value, or else its
+logit (gate_logits); it may be None (counts as 1), [B,T,H,1] or full width. Arrays are NumPy arrays, torch tensors (CPU or GPU; differentiable once, by
 torch.autograd and not torch.func), or CPU objects with __dlpack__, for which the results are NumPy arrays. Strides are
 free; an array whose last dimension is not contiguous is copied first. States are float32 beside 16-bit data, else of the
 data's dtype; the dtype of an initial state that is given wins. `backend` names one of `backends()`; None takes the first
@@ -37,16 +37,17 @@ def _is_torch(*arrays: Any) -> bool:
 
 def decay(
     v: Any, f: Any, q: Any, k: Any, g: Any, initial_state: Any = None, *, cu_seqlens: Any = None,
-    backend: Optional[str] = None, batch_invariant: bool = False,
+    backend: Optional[str] = None, batch_invariant: bool = False, gate_logits: bool = False,
 ) -> Tuple[Any, Any]:
     """-> (y, final_state). With cu_seqlens (int64 [sequences + 1], from 0 to T) B is 1, the sequences lie one after
     another in T, and a state is [sequences,H,D,K]. With batch_invariant, which may be slower, a sequence's results and
-    gradients have the same bits whatever else is in the batch."""
+    gradients have the same bits whatever else is in the batch. With gate_logits f and g are logits, of any value, and the
+    gates their logistic function, computed in float32 (float64 for float64); their gradients are those of the logits."""
     if _is_torch(v, q, k):
         from . import _torch
 
-        return _torch.parallel("decay", v, f, q, k, g, initial_state, cu_seqlens, (backend, batch_invariant))
-    return _parallel("decay", v, f, q, k, g, initial_state, cu_seqlens, (backend, batch_invariant))
+        return _torch.parallel("decay", v, f, q, k, g, initial_state, cu_seqlens, (backend, batch_invariant, gate_logits))
+    return _parallel("decay", v, f, q, k, g, initial_state, cu_seqlens, (backend, batch_invariant, gate_logits))
 
 
 def delta(
@@ -63,17 +64,17 @@ def delta(
 
 def decay_step(
     v: Any, f: Any, q: Any, k: Any, g: Any, state: Any, *, slot_indices: Any = None, out_state: Any = None,
-    backend: Optional[str] = None,
+    backend: Optional[str] = None, gate_logits: bool = False,
 ) -> Tuple[Any, Any]:
     """One token: v, f [B,H,D] and q, k, g [B,H,K] -> (y [B,H,D], new state).
 
     With slot_indices (int64 [B], no slot twice, -1 passes over a row) the state is a pool [slots,H,D,K]. The new state
-    is a fresh array; out_state takes it instead, and out_state=state works in place."""
+    is a fresh array; out_state takes it instead, and out_state=state works in place. gate_logits as in `decay`."""
     if _is_torch(v, q, k):
         from . import _torch
 
-        return _torch.step("decay", v, f, q, k, g, state, slot_indices, out_state, backend)
-    return _step("decay", v, f, q, k, g, state, slot_indices, out_state, backend)
+        return _torch.step("decay", v, f, q, k, g, state, slot_indices, out_state, (backend, False, gate_logits))
+    return _step("decay", v, f, q, k, g, state, slot_indices, out_state, (backend, False, gate_logits))
 
 
 def delta_step(
@@ -84,8 +85,8 @@ def delta_step(
     if _is_torch(v, q, k):
         from . import _torch
 
-        return _torch.step("delta", v, None, q, k, None, state, slot_indices, out_state, backend)
-    return _step("delta", v, None, q, k, None, state, slot_indices, out_state, backend)
+        return _torch.step("delta", v, None, q, k, None, state, slot_indices, out_state, (backend, False))
+    return _step("delta", v, None, q, k, None, state, slot_indices, out_state, (backend, False))
 
 
 def convert(model: Any, rule: str = "decay", kdim: Optional[int] = None) -> Any:
@@ -119,7 +120,7 @@ def _parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, options):  # type:
     return _core.forward(Numpy, rule, arrays, options, save=False)[:2]
 
 
-def _step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type: ignore[no-untyped-def]
+def _step(rule, v, f, q, k, g, state, slot_indices, out_state, options):  # type: ignore[no-untyped-def]
     if state is None:
         raise TypeError("state is None; expected an array")
     in_place = out_state is state
@@ -130,7 +131,7 @@ def _step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type
         out = arrays[5]
     elif out is None:
         out = Numpy.like(arrays[5]) if slot_indices is None else Numpy.copy(arrays[5])
-    return _core.step(Numpy, rule, (*arrays, out), (backend, False)), out
+    return _core.step(Numpy, rule, (*arrays, out), options), out
 
 
 if sys.modules.get("torch") is not None:  # else at the first call with a tensor

@@ -13,9 +13,9 @@ DEVICES = {1: "cpu", 2: "cuda", 3: "hip"}
 DTYPES = {"float64": 1, "float32": 2, "float16": 3, "bfloat16": 4}
 FORWARD, BACKWARD, STEP = 1, 2, 3
 OPERANDS = ("v", "f", "q", "k", "g", "initial_state")
-BATCH_INVARIANT = 1
+FLAGS = {"batch_invariant": 1, "gate_logits": 2}
 Sizes = Tuple[Optional[int], ...]  # None is any size
-Options = Tuple[Optional[str], bool]  # backend, batch_invariant
+Options = Tuple[Any, ...]  # backend and a bool for each of FLAGS; delta, which has no gates, is without the last
 
 
 class Layout(NamedTuple):
@@ -61,10 +61,10 @@ class Problem:
         for name, a in {**self.layouts, **others}.items():
             if a.rows:  # the one dimension that a step's operands lack is the token's
                 strides.append((name, a.strides[:3] if len(a.shape) == 4 else (a.strides[0], 0, a.strides[1])))
-        (device, index), (backend, invariant) = self.layouts["v"].device, self.options
+        (device, index), (backend, *on) = self.layouts["v"].device, self.options
         return _t2fw.Plan(
             RULES[self.rule], DTYPES[self.data], DTYPES[self.gate], DTYPES[self.state], kinds[0], kinds[1],
-            device, index, backend, BATCH_INVARIANT if invariant else 0, self.sizes, self.sequences, strides,
+            device, index, backend, sum(flag for flag, is_on in zip(FLAGS.values(), on) if is_on), self.sizes, self.sequences, strides,
         )
 
     @functools.cached_property
@@ -173,11 +173,12 @@ def _checked(lib: Any, rule: str, options: Options, *keys: Any) -> Problem:
 
 def problem(lib: Any, rule: str, arrays: Sequence[Any], options: Options) -> Problem:
     """Of arrays in the order of the keys of `_checked`; absent ones are None. Errors: those of the package."""
-    backend, invariant = options
+    backend, *on = options
     if backend is not None and not isinstance(backend, str):
         raise TypeError(f"backend is a {type(backend).__name__}; expected a string or None")
-    if not isinstance(invariant, bool):
-        raise TypeError(f"batch_invariant is a {type(invariant).__name__}; expected a bool")
+    for name, is_on in zip(FLAGS, on):
+        if not isinstance(is_on, bool):
+            raise TypeError(f"{name} is a {type(is_on).__name__}; expected a bool")
     return _checked(lib, rule, options, *lib.keys(arrays))
 
 

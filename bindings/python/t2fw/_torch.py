@@ -65,13 +65,13 @@ class Torch:
         return torch.empty_like(a, memory_format=torch.contiguous_format)
 
 
-_OPTIONS = "str? backend, bool batch_invariant"
 _INPUTS = {"decay": ("v", "f", "q", "k", "g"), "delta": ("q", "k", "v")}
+_LOGITS = {"decay": ", bool gate_logits", "delta": ""}
 
 
 def _schema(rule: str, rest: str, returns: str) -> str:
     tokens = [f"Tensor{'?' if x in 'fg' else ''} {x}" for x in _INPUTS[rule]]
-    return f"({', '.join(tokens)}, {rest}) -> {returns}"
+    return f"({', '.join(tokens)}, {rest}{_LOGITS[rule]}) -> {returns}"
 
 
 def _named(rule: str, args: Tuple[Any, ...]) -> Tuple[Tuple[Any, ...], Any]:
@@ -117,10 +117,10 @@ def _define_parallel(rule: str) -> None:
         return Torch.like(v), _final_state(v, tokens[3], state, cu_seqlens), v.new_empty(size, dtype=torch.uint8)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
-        *arrays, ctx.rule_save, backend, invariant = inputs
-        ctx.options = backend, invariant
+        arrays = len(_INPUTS[rule]) + 2
+        ctx.rule_save, *ctx.options = inputs[arrays:]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*arrays, output[2])
+        ctx.save_for_backward(*inputs[:arrays], output[2])
 
     def differentiate(ctx: Any, d_y: Any, d_final_state: Any, d_saved: Any) -> Tuple[Any, ...]:
         if not ctx.rule_save:
@@ -128,10 +128,12 @@ def _define_parallel(rule: str) -> None:
         *inputs, cu_seqlens, saved = ctx.saved_tensors
         if d_y is None:
             d_y = torch.zeros_like(inputs[_INPUTS[rule].index("v")])
-        return (*_gradients(rule, inputs, cu_seqlens, saved, d_y, d_final_state, ctx.options), None, None, None, None)
+        d = _gradients(rule, inputs, cu_seqlens, saved, d_y, d_final_state, ctx.options)
+        return (*d, None, None, *(None for _ in ctx.options))
 
     op = _custom_op(rule, forward, fake, _schema(
-        rule, "Tensor? initial_state, Tensor? cu_seqlens, bool save, " + _OPTIONS, "(Tensor, Tensor, Tensor)"))
+        rule, "Tensor? initial_state, Tensor? cu_seqlens, bool save, str? backend, bool batch_invariant",
+        "(Tensor, Tensor, Tensor)"))
     op.register_autograd(differentiate, setup_context=setup)
 
 
@@ -152,8 +154,8 @@ def _define_backward(rule: str) -> None:
         raise RuntimeError(f"the gradient of t2fw::{rule} cannot be differentiated: there are no second derivatives")
 
     op = _custom_op(f"{rule}_backward", backward, fake, _schema(
-        rule, "Tensor? initial_state, Tensor? cu_seqlens, Tensor saved, Tensor d_y, Tensor? d_final_state, " + _OPTIONS,
-        "Tensor[]"))
+        rule, "Tensor? initial_state, Tensor? cu_seqlens, Tensor saved, Tensor d_y, Tensor? d_final_state, str? backend, "
+        "bool batch_invariant", "Tensor[]"))
     op.register_autograd(differentiate)
 
 
@@ -169,17 +171,19 @@ def _define_step(rule: str) -> None:
     """t2fw::decay_step, t2fw::delta_step: tokens [B,H,X] -> y, a fresh state"""
 
     def step(*args: Any) -> Tuple[Tensor, Tensor]:
-        tokens, (state, slots, backend) = _named(rule, args)
+        tokens, (state, slots, backend, *logits) = _named(rule, args)
         out = _fresh_state(state, slots)
-        return _core.step(Torch, rule, (*tokens, state, slots, out), (backend, False)), out
+        return _core.step(Torch, rule, (*tokens, state, slots, out), (backend, False, *logits)), out
 
     def fake(*args: Any) -> Tuple[Tensor, Tensor]:
         tokens, (state, *_) = _named(rule, args)
         return Torch.like(tokens[0]), Torch.like(state)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
-        *arrays, ctx.backend = inputs
-        ctx.save_for_backward(*arrays)
+        arrays = len(_INPUTS[rule]) + 2
+        backend, *logits = inputs[arrays:]
+        ctx.options = (backend, False, *logits)
+        ctx.save_for_backward(*inputs[:arrays])
 
     def differentiate(ctx: Any, d_y: Tensor, d_new: Tensor) -> Tuple[Any, ...]:
         *tokens, state, slots = ctx.saved_tensors
@@ -190,13 +194,12 @@ def _define_step(rule: str) -> None:
             rows = state.index_select(0, index)
             d_rows = torch.where(used[:, None, None, None], d_new.index_select(0, index), 0)
             d_y = torch.where(used[:, None, None], d_y, 0)
-        options = (ctx.backend, False)
-        _, _, saved = getattr(torch.ops.t2fw, rule)(*tokens, rows, None, True, *options)
-        *d, d_state = _gradients(rule, (*tokens, rows), None, saved, d_y.unsqueeze(1), d_rows, options)
+        _, _, saved = getattr(torch.ops.t2fw, rule)(*tokens, rows, None, True, *ctx.options)
+        *d, d_state = _gradients(rule, (*tokens, rows), None, saved, d_y.unsqueeze(1), d_rows, ctx.options)
         if slots is not None:  # one more row takes what passed-over rows would write
             pool = torch.cat([d_new, torch.zeros_like(d_new[:1])])
             d_state = pool.index_copy(0, torch.where(used, index, state.shape[0]), d_state)[:-1]
-        return (*(None if a is None else a.squeeze(1) for a in d), d_state, None, None)
+        return (*(None if a is None else a.squeeze(1) for a in d), d_state, None, *(None for _ in ctx.options[1:]))
 
     op = _custom_op(f"{rule}_step", step, fake, _schema(
         rule, "Tensor state, Tensor? slot_indices, str? backend", "(Tensor, Tensor)"))
@@ -207,12 +210,12 @@ def _define_mutating_steps(rule: str) -> None:
     """t2fw::*_step_ works in place, t2fw::*_step_out writes another tensor"""
 
     def step_in_place(*args: Any) -> Tensor:
-        tokens, (state, slots, backend) = _named(rule, args)
-        return _core.step(Torch, rule, (*tokens, state, slots, state), (backend, False))
+        tokens, (state, slots, backend, *logits) = _named(rule, args)
+        return _core.step(Torch, rule, (*tokens, state, slots, state), (backend, False, *logits))
 
     def step_out(*args: Any) -> Tensor:
-        tokens, (state, out_state, slots, backend) = _named(rule, args)
-        return _core.step(Torch, rule, (*tokens, state, slots, out_state), (backend, False))
+        tokens, (state, out_state, slots, backend, *logits) = _named(rule, args)
+        return _core.step(Torch, rule, (*tokens, state, slots, out_state), (backend, False, *logits))
 
     def fake(*args: Any) -> Tensor:
         return Torch.like(_named(rule, args)[0][0])
@@ -346,7 +349,7 @@ def parallel(rule, v, f, q, k, g, initial_state, cu_seqlens, options):  # type: 
     return y, final_state
 
 
-def step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type: ignore[no-untyped-def]
+def step(rule, v, f, q, k, g, state, slot_indices, out_state, options):  # type: ignore[no-untyped-def]
     v, f, q, k, g = _cast(v, f, q, k, g)
     for name, a in (("state", state), ("slot_indices", slot_indices), ("out_state", out_state)):
         if not isinstance(a, Tensor) and (a is not None or name == "state"):
@@ -358,20 +361,20 @@ def step(rule, v, f, q, k, g, state, slot_indices, out_state, backend):  # type:
         raise ValueError("out_state cannot be given where a gradient is wanted; leave it out or use torch.no_grad()")
     if not save and _plain(v, f, q, k, g, state, slot_indices, out_state):
         out = _fresh_state(state, slot_indices) if out_state is None else out_state
-        y = _core.step(Torch, rule, (v, f, q, k, g, state, slot_indices, out), (backend, False))
+        y = _core.step(Torch, rule, (v, f, q, k, g, state, slot_indices, out), options)
         if out_state is not None:
             torch.autograd.graph.increment_version(out)
         return y, out
-    return _step_operator(rule, (v, f, q, k, g) if rule == "decay" else (q, k, v), state, slot_indices, out_state, backend)
+    return _step_operator(rule, (v, f, q, k, g) if rule == "decay" else (q, k, v), state, slot_indices, out_state, options)
 
 
-def _step_operator(rule, tokens, state, slot_indices, out_state, backend):  # type: ignore[no-untyped-def]
-    ops = torch.ops.t2fw
+def _step_operator(rule, tokens, state, slot_indices, out_state, options):  # type: ignore[no-untyped-def]
+    ops, (backend, _, *logits) = torch.ops.t2fw, options
     if out_state is None:
         op = ops.decay_step if rule == "decay" else ops.delta_step
-        return op(*tokens, state, slot_indices, backend)
+        return op(*tokens, state, slot_indices, backend, *logits)
     if out_state is state:
         op = ops.decay_step_ if rule == "decay" else ops.delta_step_
-        return op(*tokens, state, slot_indices, backend), state
+        return op(*tokens, state, slot_indices, backend, *logits), state
     op = ops.decay_step_out if rule == "decay" else ops.delta_step_out
-    return op(*tokens, state, out_state, slot_indices, backend), out_state
+    return op(*tokens, state, out_state, slot_indices, backend, *logits), out_state
