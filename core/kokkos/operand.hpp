@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "half.hpp"
+#include "logistic.hpp"
 #include "problem.hpp"
 #include "team.hpp"
 
@@ -36,11 +37,6 @@ inline Operand gate_operand(const Problem& p, const void* pointer, t2fw_gate gat
   Operand x(pointer, p.gate_dtype, gate_width(gate, dimension), s);
   x.logits = x.width && has_logits(p);
   return x;
-}
-
-template <class Real>
-KOKKOS_INLINE_FUNCTION Real logistic(Real x) {
-  return 1 / (1 + Kokkos::exp(-x));
 }
 
 template <class Real>
@@ -104,8 +100,7 @@ KOKKOS_INLINE_FUNCTION void load_tile(const Team& team, Real* tile, int rows, in
       } else if (columns) {
         const char* const from = x.at(w.b, w.first + r, w.h) + static_cast<size_t>(w.column) * bytes_of(x.dtype);
         load_row(to, from, x.dtype, columns);
-        if (x.logits)
-          for (int c = 0; c < columns; ++c) to[c] = logistic(to[c]);
+        if (x.logits) logistic_row(to, columns);
       }
       for (int c = columns; c < ld; ++c) to[c] = c < w.columns ? absent : padding;
     }
