@@ -4,11 +4,11 @@ decay:  S_t = (f_t (x) g_t) o S_{t-1} + v_t (x) k_t,   y_t = S_t q_t
 delta:  y_t = S_{t-1} q_t,   S_t = S_{t-1} + (v_t - S_{t-1} k_t) (x) k_t
 
 v, f, y are [B,T,H,D]; q, k, g are [B,T,H,K]; a state is [B,H,D,K]. A gate is a raw multiplier of any value, or else its
-logit (gate_logits); it may be None (counts as 1), [B,T,H,1] or full width. Arrays are NumPy arrays, torch tensors (CPU or GPU; differentiable once, by
-torch.autograd and not torch.func), or CPU objects with __dlpack__, for which the results are NumPy arrays. Strides are
-free; an array whose last dimension is not contiguous is copied first. States are float32 beside 16-bit data, else of the
-data's dtype; the dtype of an initial state that is given wins. `backend` names one of `backends()`; None takes the first
-that accepts.
+logit (gate_logits); it may be None (counts as 1), [B,T,H,1] or full width. Arrays are NumPy arrays, torch tensors (CPU or
+GPU; differentiable once, by torch.autograd and not torch.func), or CPU objects with __dlpack__, for which the results are
+NumPy arrays. Strides are free; an array whose last dimension is not contiguous is copied first. States are float32 beside
+16-bit data, else of the data's dtype; the dtype of an initial state that is given wins. `backend` names one of
+`backends()`; None takes the first that accepts.
 
 Errors: ValueError for a wrong argument, UnsupportedError where every backend declines (with each one's reason).
 """

@@ -62,9 +62,10 @@ class Problem:
             if a.rows:  # the one dimension that a step's operands lack is the token's
                 strides.append((name, a.strides[:3] if len(a.shape) == 4 else (a.strides[0], 0, a.strides[1])))
         (device, index), (backend, *on) = self.layouts["v"].device, self.options
+        flags = sum(flag for flag, is_on in zip(FLAGS.values(), on) if is_on)
         return _t2fw.Plan(
             RULES[self.rule], DTYPES[self.data], DTYPES[self.gate], DTYPES[self.state], kinds[0], kinds[1],
-            device, index, backend, sum(flag for flag, is_on in zip(FLAGS.values(), on) if is_on), self.sizes, self.sequences, strides,
+            device, index, backend, flags, self.sizes, self.sequences, strides,
         )
 
     @functools.cached_property

@@ -18,7 +18,7 @@ def expect(name: str, got: object, good: bool, expected: str) -> None:
 
 class Projection(nn.Linear):
     """A linear layer whose first `scaled` outputs come multiplied by `scale`, which the parameters know nothing of. `bias`, or
-    None, is that of all outputs but the last `unbiased` ones."""
+    None, is that of all outputs but the last `unbiased` ones; a call may bring theirs."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, unbiased: int, scaled: int, scale: float) -> None:
         super().__init__(in_features, out_features, bias)
@@ -26,15 +26,17 @@ class Projection(nn.Linear):
         if bias:
             self.bias = nn.Parameter(self.bias.detach()[: out_features - unbiased].clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight, bias, few = self.weight, self.bias, x.numel() < self.weight.numel()
-        if not few:
-            weight, bias = self._scaled(weight), None if bias is None else self._scaled(bias)
-        if bias is not None:
+    def forward(self, x: Tensor, last_bias: Optional[Tensor] = None) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if last_bias is not None:
+            rest = self.out_features - last_bias.shape[0]
+            bias = F.pad(last_bias, (rest, 0)) if bias is None else torch.cat([bias, last_bias])
+        elif bias is not None:
             bias = F.pad(bias, (0, self.out_features - bias.shape[0]))
+        if x.numel() >= weight.numel():  # the scale goes where fewer numbers are
+            return F.linear(x, self._scaled(weight), None if bias is None else self._scaled(bias))
         y = F.linear(x, weight, bias)
-        if few:  # tokens: then the scale costs least here, else in the weight
-            y[..., : self.scaled] *= self.scale
+        y[..., : self.scaled] *= self.scale
         return y
 
     def _scaled(self, rows: Tensor) -> Tensor:
@@ -55,8 +57,9 @@ class DecayingFastWeights(nn.Module):
         delta  S_t = S_{t-1} + a_t (v_t - S_{t-1} k_t) (x) k_t      a_t likewise; |k_t| = 1; Schlag et al. 2021
 
     and y_t = S_t q_t / sqrt(K) (delta: S_{t-1} q_t / sqrt(K)), as attention divides. The biases of the gates start by
-    uniform gate initialisation (Gu et al. 2020): logit(u), u ~ U(1/n, 1 - 1/n), n = embed_dim. Gates are added to their
-    bias and squashed in float32, under autocast and in a 16-bit module too.
+    uniform gate initialisation (Gu et al. 2020): logit(u), u ~ U(1/n, 1 - 1/n), n = embed_dim.
+    The logits of f and g are of the dtype of q, k and v, 16-bit under such an autocast; within t2fw.decay their sigmoid is
+    computed in float32. a is computed in float32 from w x_t on.
 
     One linear layer, `project`, makes all of them of x: its rows are those of q (H*K), k and v (num_kv_heads*K and *D), then of
     f (H*D) and g (H*K), or of a (H); `rows` says how many. Its bias is that of q, k and v, `gate_bias` that of the rest.
@@ -139,12 +142,15 @@ class DecayingFastWeights(nn.Module):
         if x.shape[1] == 1:
             state = self.zero_state(x.shape[0]) if state is None else state
             v, f, q, k, g = (None if a is None else a.squeeze(1) for a in (v, f, q, k, g))
-            y, state = t2fw.delta_step(q, k, v, state) if self.rule == "delta" else t2fw.decay_step(v, f, q, k, g, state)
+            if self.rule == "delta":
+                y, state = t2fw.delta_step(q, k, v, state)
+            else:
+                y, state = t2fw.decay_step(v, f, q, k, g, state, gate_logits=self.rule == "decay")
             y = y.unsqueeze(1)
         elif self.rule == "delta":
             y, state = t2fw.delta(q, k, v, state)
         else:
-            y, state = t2fw.decay(v, f, q, k, g, state)
+            y, state = t2fw.decay(v, f, q, k, g, state, gate_logits=self.rule == "decay")
         return self.dropout(self.out(y.flatten(2))), state
 
     def step(self, x: Tensor, state: Tensor) -> Tuple[Tensor, Tensor]:
@@ -153,15 +159,17 @@ class DecayingFastWeights(nn.Module):
         return y.squeeze(1), state
 
     def _operands(self, x: Tensor, padding_mask: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
-        """v, f, q, k, g as t2fw.decay and t2fw.delta take them."""
+        """v, f, q, k, g as t2fw.decay and t2fw.delta take them; of rule decay, f and g are logits."""
         B, T, _ = x.shape
         widths = dict(q=self.kdim, k=self.kdim, v=self.head_dim, f=self.head_dim, g=self.kdim, a=1)
-        results = self.project(x).split(list(self.rows.values()), 2)
+        results = self.project(x, self.gate_bias if self.rule == "decay" else None).split(list(self.rows.values()), 2)
         rows = {n: z.view(B, T, self.rows[n] // widths[n], widths[n]) for n, z in zip(self.rows, results)}
         q, k, v = (rows[n] for n in "qkv")
         if self.num_kv_heads != self.num_heads:
             k, v = (a.repeat_interleave(self.num_heads // self.num_kv_heads, 2) for a in (k, v))
-        f, g, a = (None if n not in rows else self._gate(n, rows[n]) for n in "fga")
+        f, g, a = (rows.get(n) for n in "fga")
+        if a is not None:
+            a = (a + self.gate_bias[:, None].to(torch.promote_types(a.dtype, torch.float32))).sigmoid()
         if self.rule == "gated":
             f, v = a, v * (1 - a).to(v.dtype)
         elif self.rule == "delta":  # (sqrt(a) v - S sqrt(a) k) (x) sqrt(a) k = a (v - S k) (x) k
@@ -171,11 +179,5 @@ class DecayingFastWeights(nn.Module):
         if padding_mask is not None:
             padding = (padding_mask == 0)[:, :, None, None]
             k, v = k.masked_fill(padding, 0), v.masked_fill(padding, 0)
-            f, g = (None if a is None else a.masked_fill(padding, 1) for a in (f, g))
+            f, g = (None if a is None else a.masked_fill(padding, torch.inf if self.rule == "decay" else 1) for a in (f, g))
         return v, f, q, k, g
-
-    def _gate(self, name: str, logits: Tensor) -> Tensor:
-        """[B,T,H,-1], in float32 or, for float64, in that."""
-        gates = list(self.rows)[3:]
-        bias = self.gate_bias.split([self.rows[n] for n in gates])[gates.index(name)]
-        return (logits + bias.view(logits.shape[2:]).to(torch.promote_types(logits.dtype, torch.float32))).sigmoid()
