@@ -118,7 +118,7 @@ const std::vector<Case>& all_cases() {
       logits(BF16, BF16, F32, FULL, FULL, 2, 65, 2, 64, 64),
       logits(BF16, BF16, F32, FULL, FULL, 1, 1000, 2, 64, 64, Mixed, true, Packed),
       logits(BF16, BF16, F32, FULL, FULL, 1, 2000, 2, 64, 64, Slow),
-      logits(BF16, BF16, F32, HEAD, HEAD, 1, 65, 2, 96, 128, Slow),
+      logits(BF16, BF16, F32, HEAD, HEAD, 1, 65, 2, 96, 128),
       logits(BF16, F32, F32, NONE, FULL, 1, 65, 2, 64, 136, Mixed, true, Bhtx),
       logits(BF16, BF16, F32, FULL, FULL, 1, 16, 1, 256, 256, Sigmoid),
       // delta

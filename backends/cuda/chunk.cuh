@@ -19,8 +19,12 @@ struct alignas(16) Rows {
   const void* data;
   int64_t t, b, h;
   int width;
-  bool whole;  // full width, every row on 16 bytes and a multiple of them: copied without passing registers
+  bool whole;   // full width, every row on 16 bytes and a multiple of them: copied without passing registers
+  bool logits;  // of a gate: T2FW_GATE_LOGITS, even if it is absent
 };
+
+// What stands for a gate where there is none: 1, or its logit.
+__device__ __forceinline__ float absent_gate(const Rows& a) { return a.logits ? __int_as_float(0x7f800000) : 1.f; }
 
 // Where in the operands a chunk's tokens lie.
 struct Place {

@@ -127,10 +127,12 @@ struct Scores {
   }
 };
 
-template <class T, class G>
+// logits: the gates are given by them.
+template <class T, class G, bool logits>
 struct ChunkGradients {
   using P = typename Pair<T>::type;
   using Desk = SideDesk<T, G>;
+  static constexpr bool KEPT = logits && !std::is_same_v<G, __half>;  // a lane's number, through step 3: found to spill nothing
   BackwardMemory<T, G>& memory;
 
   __device__ __forceinline__ int first_column(bool key_side) const { return key_side ? memory.task.key : memory.task.value; }
@@ -284,9 +286,27 @@ struct ChunkGradients {
     if (lane < 4) *reinterpret_cast<float4*>(&to[lane * 4]) = {sum[0], sum[1], sum[2], sum[3]};
   }
 
+  // Logits become gates, and leave in their place what takes a gate's gradient to its logit.
+  __device__ __forceinline__ static void to_gates(Quarter& a, Desk& desk, int first, int lane) {
+    Quarter slope;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      float& gate = a(i / 4, i % 4);
+      gate = logistic(gate);
+      slope(i / 4, i % 4) = logistic_slope(gate);
+    }
+    leave(slope, desk.a, first, lane);
+  }
+  __device__ __forceinline__ static void to_logits(Quarter& d_a, const Desk& desk, int first, int lane) {
+    Quarter slope;
+    load(slope, desk.a, first, fresh(lane));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) d_a(i / 4, i % 4) *= slope(i / 4, i % 4);
+  }
+
   // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients.
   __device__ __forceinline__ void gradients(int number, bool second) const {
-    const int lane = fresh(threadIdx.x % 32), first = second * HALF_SLICE;
+    const int lane = KEPT ? threadIdx.x % 32 : fresh(threadIdx.x % 32), first = second * HALF_SLICE;
     Quarter E[2], L[2];
     float passing[2][2];
     if (number % 2) meet<true>(number, first, lane, E, L, passing);
@@ -303,10 +323,13 @@ struct ChunkGradients {
     const int lane = threadIdx.x % 32;
     Desk& desk = memory.desk[number];
     Quarter x, z, a;
-    load(x, desk.x, first, lane), load(z, desk.z, first, lane), load(a, desk.a, first, lane);
+    load(a, desk.a, first, lane);
+    if constexpr (logits) to_gates(a, desk, first, lane);
+    load(x, desk.x, first, lane), load(z, desk.z, first, lane);
     to_quarters(A, lane, x, z, a, E, L, passing);
 #pragma unroll
     for (int i = 0; i < 2; ++i) to_tokens(A.near, i, E, L, passing[i], x, z, a);
+    if constexpr (logits) to_logits(a, desk, first, lane);
     leave(x, desk.x, first, lane), leave(z, desk.z, first, lane);
     if (s.d_a.width == s.width) leave(a, desk.a, first, lane);
     else if (s.d_a.width) leave_sums(a, desk.sums[first / 16], s.width - first_column(key_side) - first, lane);

@@ -11,16 +11,20 @@
 namespace t2fw::cuda {
 namespace {
 
-template <class T, class G>
+template <class T, class G, bool logits>
 BackwardKernels kernels() {
   static_assert(sizeof(BackwardMemory<T, G>) <= shared_memory);
-  return {decay_backward_kernel<T, G, true>, decay_backward_kernel<T, G, false>, 32 * BACKWARD_WARPS,
-          sizeof(BackwardMemory<T, G>), HeadBackward<T, G>::Local::FLOATS, 0, BACKWARD_WARPS};
+  return {decay_backward_kernel<T, G, true, logits>, decay_backward_kernel<T, G, false, false>, 32 * BACKWARD_WARPS,
+          sizeof(BackwardMemory<T, G>), HeadBackward<T, G, logits>::Local::FLOATS, 0, BACKWARD_WARPS};
 }
 
+template <class T, class G>
+BackwardKernels choose_form(const Problem& p) {
+  return has_logits(p) ? kernels<T, G, true>() : kernels<T, G, false>();
+}
 template <class T>
 BackwardKernels choose_gate(const Problem& p) {
-  return p.gate_dtype == T2FW_FP32 ? kernels<T, float>() : kernels<T, T>();
+  return p.gate_dtype == T2FW_FP32 ? choose_form<T, float>(p) : choose_form<T, T>(p);
 }
 
 BackwardKernels choose(const Problem& p, bool plain) {
@@ -84,7 +88,7 @@ DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) 
   const int64_t bytes = tiles_ * (local + kept_ * SLICE * SLICE) * static_cast<int64_t>(sizeof(float));  // of a segment
   const int64_t least = use.waiting ? SEGMENT : std::max(SEGMENT, bytes * scratch_share / token_bytes(p));
   // They start where a state was saved.
-  const Segments cuts = cut(p, tiles_, multiprocessors(p), std::max<int64_t>(BLOCK, saved_.interval), least);
+  const Segments cuts = cut(p, tiles_, multiprocessors(p), BACKWARD_LOCAL_PASS, std::max<int64_t>(BLOCK, saved_.interval), least);
   segments_ = cuts.count, segment_ = cuts.tokens;
   blocks_ = sequence_count(p) * p.H * tiles_ * segments_;
   local_floats_ = segments_ > 1 ? blocks_ * local : 0;
@@ -95,17 +99,16 @@ DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) 
 void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream) const {
   const Problem& p = p_;
   if (!blocks_) return;
-  const int64_t f = gate_width(p.f, p.D), g = gate_width(p.g, p.K);
   const auto value = [&](const void* data, const t2fw_token_strides& s) { return rows(data, p.data_dtype, p.D, p.D, s); };
   const auto key = [&](const void* data, const t2fw_token_strides& s) { return rows(data, p.data_dtype, p.K, p.K, s); };
   const bool wide = p.state_dtype == T2FW_FP32;
   uint32_t* const told = static_cast<uint32_t*>(a.scratch) + local_floats_;
   BackwardArgs args{
-      {{value(a.v, p.v_strides), rows(a.f, p.gate_dtype, f, p.D, p.f_strides), value(a.d_y, p.d_y_strides),
-        value(a.d_v, p.d_v_strides), rows(a.d_f, p.gate_dtype, f, p.D, p.d_f_strides), {}, {},
+      {{value(a.v, p.v_strides), gate_rows(p, a.f, p.f, p.D, p.f_strides), value(a.d_y, p.d_y_strides),
+        value(a.d_v, p.d_v_strides), gate_rows(p, a.d_f, p.f, p.D, p.d_f_strides), {}, {},
         static_cast<int>(p.D), static_cast<int>(tiles(p.D))},
-       {key(a.k, p.k_strides), rows(a.g, p.gate_dtype, g, p.K, p.g_strides), key(a.q, p.q_strides),
-        key(a.d_k, p.d_k_strides), rows(a.d_g, p.gate_dtype, g, p.K, p.d_g_strides), key(a.d_q, p.d_q_strides), {},
+       {key(a.k, p.k_strides), gate_rows(p, a.g, p.g, p.K, p.g_strides), key(a.q, p.q_strides),
+        key(a.d_k, p.d_k_strides), gate_rows(p, a.d_g, p.g, p.K, p.d_g_strides), key(a.d_q, p.d_q_strides), {},
         static_cast<int>(p.K), static_cast<int>(tiles(p.K))}},
       {a.initial_state, p.initial_state_strides, wide},
       {a.d_final_state, p.d_final_state_strides, wide},
@@ -133,7 +136,8 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
   for (; args.number * tiles_ < tiles(p.D) * tiles(p.K); ++args.number) {
     if (!use.waiting) take_turns(args);
     if (segments_ > 1) launch(how, use.local, args);
-    launch(how, use.backward, args);
+    if (segments_ > 1 && use.waiting) launch_early(how, use.backward, args);
+    else launch(how, use.backward, args);
   }
 }
 

@@ -16,9 +16,9 @@
 namespace t2fw::cuda {
 
 // A thread block at work on its head.
-template <class T, class G>
-struct HeadBackward : ChunkGradients<T, G> {
-  using Base = ChunkGradients<T, G>;
+template <class T, class G, bool logits>
+struct HeadBackward : ChunkGradients<T, G, logits> {
+  using Base = ChunkGradients<T, G, logits>;
   using typename Base::Desk;
   using Base::memory;
   using State = StateRows<T, HALF_SLICE>;
@@ -54,7 +54,8 @@ struct HeadBackward : ChunkGradients<T, G> {
     if (second) {
       if (sources) bring(desk.z, s.z, 0.f);
     } else {
-      bring(desk.x, s.x, 0.f), bring(desk.a, s.a, 1.f);
+      bring(desk.x, s.x, 0.f), bring(desk.a, s.a, absent_gate(s.a));
+      if (logits && !s.a.width) fill<SLICE>(desk.a, absent_gate(s.a));  // step 3 leaves something else
     }
     commit_copies();
   }
@@ -75,7 +76,7 @@ struct HeadBackward : ChunkGradients<T, G> {
 
   // Step 1.
   __device__ __forceinline__ void prepare(int number, bool second) const {
-    HalfChunk<T>{second}.run(memory.desk[number], [&] { this->pair_barrier(number); });
+    HalfChunk<T>{second}.template run<logits>(memory.desk[number], [&] { this->pair_barrier(number); });
   }
 
   // Where the state of a warp lies in its tile: of those that carry S or those that carry R.
@@ -164,7 +165,7 @@ struct HeadBackward : ChunkGradients<T, G> {
     if (threadIdx.x >= 32 * DESKS && threadIdx.x < 32 * DESKS + 2) place_side(threadIdx.x % 32);
     if (warp >= DESKS) return;
     Desk& desk = memory.desk[warp];
-    fill<PITCH>(desk.x, 0.f), fill<PITCH>(desk.z, 0.f), fill<SLICE>(desk.a, 1.f);
+    fill<PITCH>(desk.x, 0.f), fill<PITCH>(desk.z, 0.f), fill<SLICE>(desk.a, absent_gate(p.side[warp % 2].a));
     for (int i = threadIdx.x; i < SLICE * PITCH; i += 32 * DESKS) (&memory.saved[0][0])[i] = narrow<T>(0.f);
     __syncwarp();
   }
@@ -216,7 +217,7 @@ struct HeadBackward : ChunkGradients<T, G> {
       if (warp < DESKS) {
         Desk& desk = memory.desk[warp];
         const int column = 2 * (threadIdx.x % 32);
-        *reinterpret_cast<float2*>(&desk.all[column]) = scale_sinks(desk.x, desk.a, desk.sinks, column);
+        *reinterpret_cast<float2*>(&desk.all[column]) = scale_sinks(desk.x, desk.a, memory.side[warp % 2].a.logits, desk.sinks, column);
       }
       __syncthreads();
       if (block > first) stage_desk(block - 1, false, warp / 2, warp % 2);
@@ -225,10 +226,10 @@ struct HeadBackward : ChunkGradients<T, G> {
   }
 };
 
-template <class T, class G, bool outputs>
+template <class T, class G, bool outputs, bool logits>
 __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
-  using Kernel = HeadBackward<T, G>;
+  using Kernel = HeadBackward<T, G, logits>;
   const Kernel kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory)}, p};
   const TileTask& task = kernel.memory.task;
   if (threadIdx.x == 0) kernel.memory.task = TileTask::of(p, outputs && p.started ? started(p.started) : blockIdx.x);
@@ -241,6 +242,7 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   typename Kernel::State R;
   if constexpr (outputs) {
     if (holds_R) {
+      if (p.segments > 1) wait_for_launch();
       kernel.load_state(R, p.d_final_state, warp);
       for (int s = p.segments - 1; s > segment; --s) Kernel::Local::pass(local_of(s), thread, R.S);
       kernel.park(R, warp);
@@ -251,7 +253,7 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
       R.store(p.d_initial_state, task.n, task.h, task.value + Kernel::row_of_warp(warp), task.key + Kernel::key_of_warp(warp),
               p.side[0].width, p.side[1].width);
     }
-  } else if (segment > 0) {
+  } else if (let_next_start(); segment > 0) {
     typename Kernel::Local local;
     if (last > first) kernel.run_local(R, local, first, last);
     if (holds_R) local.put(local_of(segment), thread, R.S);

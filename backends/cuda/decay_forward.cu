@@ -7,11 +7,11 @@
 namespace t2fw::cuda {
 namespace {
 
-template <class T, class G>
+template <class T, class G, bool logits>
 ForwardKernels kernels(bool tiles) {
   constexpr int warps = inside_warps<T, G>;
-  return {tiles ? decay_forward_kernel<T, G, true, true> : decay_forward_kernel<T, G, true, false>,
-          decay_forward_kernel<T, G, false, false>,
+  return {tiles ? decay_forward_kernel<T, G, true, true, logits> : decay_forward_kernel<T, G, true, false, logits>,
+          decay_forward_kernel<T, G, false, false, false>,
           32 * (warps + STATE_WARPS),
           warps * sizeof(Desk<T, G>),
           State<T, G, true>::Local::FLOATS,
@@ -20,9 +20,13 @@ ForwardKernels kernels(bool tiles) {
           warps};
 }
 
+template <class T, class G>
+ForwardKernels choose_form(const Problem& p) {
+  return has_logits(p) ? kernels<T, G, true>(p.K > SLICE) : kernels<T, G, false>(p.K > SLICE);
+}
 template <class T>
 ForwardKernels choose_gate(const Problem& p) {
-  return p.gate_dtype == T2FW_FP32 ? kernels<T, float>(p.K > SLICE) : kernels<T, T>(p.K > SLICE);
+  return p.gate_dtype == T2FW_FP32 ? choose_form<T, float>(p) : choose_form<T, T>(p);
 }
 
 // K of the forward on tensor cores, at most: the outputs' parts of four tiles, each added in 16 bits, would leave an error of
@@ -41,7 +45,7 @@ DecayForward::DecayForward(const Problem& p)
   const ForwardKernels use = choose(p, plain_);
   for (const auto kernel : {use.forward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   const int64_t slices = (p.D + use.values - 1) / use.values, keys = (p.K + use.keys - 1) / use.keys;
-  const Segments cuts = cut(p, slices * keys, multiprocessors(p), CHUNK, SEGMENT);
+  const Segments cuts = cut(p, slices * keys, multiprocessors(p), FORWARD_LOCAL_PASS, CHUNK, SEGMENT);
   segments_ = cuts.count, segment_ = cuts.tokens;
   blocks_ = sequence_count(p) * p.H * slices * keys * segments_;
   local_floats_ = segments_ > 1 ? blocks_ * static_cast<int64_t>(use.local_floats) : 0;
@@ -54,10 +58,10 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
   if (!blocks_) return;
   uint32_t* const told = static_cast<uint32_t*>(a.scratch) + local_floats_;
   const ForwardArgs args{rows(a.v, p.data_dtype, p.D, p.D, p.v_strides),
-                         rows(a.f, p.gate_dtype, gate_width(p.f, p.D), p.D, p.f_strides),
+                         gate_rows(p, a.f, p.f, p.D, p.f_strides),
                          rows(a.q, p.data_dtype, p.K, p.K, p.q_strides),
                          rows(a.k, p.data_dtype, p.K, p.K, p.k_strides),
-                         rows(a.g, p.gate_dtype, gate_width(p.g, p.K), p.K, p.g_strides),
+                         gate_rows(p, a.g, p.g, p.K, p.g_strides),
                          rows(a.y, p.data_dtype, p.D, p.D, p.y_strides),
                          {a.initial_state, p.initial_state_strides, p.state_dtype == T2FW_FP32},
                          {a.final_state, p.final_state_strides, p.state_dtype == T2FW_FP32},
@@ -79,7 +83,8 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
   const auto how = config(static_cast<unsigned>(blocks_), use.threads, use.memory, stream);
   if (told_) check(cudaMemsetAsync(told, 0, static_cast<size_t>(told_) * sizeof *told, stream));
   if (segments_ > 1) launch(how, use.local, args);
-  launch(how, use.forward, args);
+  if (segments_ > 1 && !plain_) launch_early(how, use.forward, args);
+  else launch(how, use.forward, args);
 }
 
 }  // namespace t2fw::cuda

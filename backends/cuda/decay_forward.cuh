@@ -63,8 +63,8 @@ template <class T, class G>
 inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(SegmentRows)) / sizeof(Desk<T, G>));
 
 // An inside warp. outputs: y is wanted; else only what the state needs. tiles: the head has others, of other keys, that have
-// parts in y.
-template <class T, class G, bool outputs, bool tiles>
+// parts in y. logits: where y is wanted, whether the gates are given by them.
+template <class T, class G, bool outputs, bool tiles, bool logits>
 struct Inside {
   using P = typename Pair<T>::type;
   using PG = typename Pair<G>::type;
@@ -81,7 +81,7 @@ struct Inside {
       const Place c = place(first);
       if constexpr (outputs) stage<SLICE>(desk.q, rows.q, c, key(), p.K, 0.f);
       stage<SLICE>(desk.k, rows.k, c, key(), p.K, 0.f);
-      stage<SLICE>(desk.g, rows.g, c, key(), p.K, 1.f);
+      stage<SLICE>(desk.g, rows.g, c, key(), p.K, absent_gate(rows.g));
     }
     commit_copies();
   }
@@ -89,19 +89,20 @@ struct Inside {
     if (first < task.length) {
       const Place c = place(first);
       stage<SLICE>(desk.v, rows.v, c, task.column, p.D, 0.f);
-      stage<SLICE>(desk.f, rows.f, c, task.column, p.D, 1.f);
+      stage<SLICE>(desk.f, rows.f, c, task.column, p.D, absent_gate(rows.f));
     }
     commit_copies();
   }
 
   // y from inside the chunk; before: the products of f up to each token. v times the products behind onto the desk.
   __device__ __forceinline__ void values(float2 (&y)[CHUNK], float2 (&before)[CHUNK]) const {
-    const int lane = threadIdx.x % 32;
+    const int lane = fresh(threadIdx.x % 32);
     float2 z[CHUNK];
 #pragma unroll
     for (int t = 0; t < CHUNK; ++t) {
       z[t] = widen(*reinterpret_cast<const P*>(&desk.v[row_of(t)][2 * lane]));
-      before[t] = rows.f.width ? widen(*reinterpret_cast<const PG*>(&desk.f[row_of(t)][2 * lane])) : float2{1.f, 1.f};
+      before[t] = rows.f.width ? gate<logits>(widen(*reinterpret_cast<const PG*>(&desk.f[row_of(t)][2 * lane])))
+                               : float2{1.f, 1.f};
       y[t] = desk.scores[t][t] * z[t];
     }
     spread<1>(z, before, y);
@@ -190,7 +191,9 @@ struct Inside {
   __device__ __forceinline__ void run(int warp) const {
     constexpr int stride = inside_warps<T, G> * CHUNK;
     const int lane = threadIdx.x % 32;
-    if (p.K - key() < SLICE || !rows.g.width) fill<SLICE>(desk.q, 0.f), fill<SLICE>(desk.k, 0.f), fill<SLICE>(desk.g, 1.f);
+    if (p.K - key() < SLICE || !rows.g.width) {
+      fill<SLICE>(desk.q, 0.f), fill<SLICE>(desk.k, 0.f), fill<SLICE>(desk.g, absent_gate(rows.g));
+    }
     __syncwarp();
     stage_keys(warp * CHUNK);
     stage_values(warp * CHUNK);
@@ -199,9 +202,9 @@ struct Inside {
       float2 y[CHUNK], before[CHUNK];
       wait_copies();
       if constexpr (outputs) {
-        gated_scores(desk.q, desk.k, desk.g, desk.sinks, desk.sources, desk.all_g, desk.scores);
+        gated_scores<logits>(desk.q, desk.k, desk.g, desk.sinks, desk.sources, desk.all_g, desk.scores);
       } else {
-        *reinterpret_cast<float2*>(&desk.all_g[2 * lane]) = scale_sources(desk.k, desk.g, true, desk.sources, 2 * lane);
+        *reinterpret_cast<float2*>(&desk.all_g[2 * lane]) = scale_sources(desk.k, desk.g, true, rows.g.logits, desk.sources, 2 * lane);
       }
       __syncwarp();
       stage_keys(first + stride);
@@ -209,7 +212,7 @@ struct Inside {
       if constexpr (outputs)
         values(y, before);
       else
-        *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = scale_sources(desk.v, desk.f, rows.f.width, desk.values, 2 * lane);
+        *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = scale_sources(desk.v, desk.f, rows.f.width, rows.f.logits, desk.values, 2 * lane);
       desk.full.arrive();
       if (tiles && key()) stage_earlier(first, chunks + 1);
       desk.done.wait(chunks++ % 2);
@@ -282,7 +285,7 @@ struct State {
   __device__ __forceinline__ void run() const {
     const int first_row = task.column + warp * 16, thread = warp * 32 + threadIdx.x % 32;
     Rows rows;
-    if (p.segments > 1) Local::get(local(p.segments - 1), thread, rows.S);
+    if (p.segments > 1) wait_for_launch(), Local::get(local(p.segments - 1), thread, rows.S);
     else rows.load(p.initial_state, task.n, task.h, first_row, key(), p.D, p.K);
     for (int s = 0; s < task.segment; ++s) Local::pass(local(s), thread, rows.S);  // always in this order
     const int interval = static_cast<int>(p.interval);
@@ -333,7 +336,7 @@ struct State {
   }
 };
 
-template <class T, class G, bool outputs, bool tiles>
+template <class T, class G, bool outputs, bool tiles, bool logits>
 __global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
     decay_forward_kernel(const __grid_constant__ ForwardArgs p) {
   extern __shared__ __align__(16) char memory[];
@@ -345,6 +348,7 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
   if (tiles) __syncthreads();
   const Task task = Task::of(p, tiles ? number : blockIdx.x, SLICE, SLICE);
   const int warp = threadIdx.x / 32;
+  if (!outputs) let_next_start();
   if (!outputs && task.segment + 1 == p.segments) {
     if (warp >= inside) State<T, G, only>{p, task, desks, warp - inside}.keep_initial();
     return;
@@ -357,7 +361,7 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
   }
   __syncthreads();
   if (warp < inside) {
-    Inside<T, G, outputs, tiles>{p, task, rows, desks[warp]}.run(warp);
+    Inside<T, G, outputs, tiles, logits>{p, task, rows, desks[warp]}.run(warp);
   } else {
     const State<T, G, only> state{p, task, desks, warp - inside};
     if constexpr (outputs) state.run();

@@ -39,7 +39,14 @@ void load(const void* kernel) {
 Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, const t2fw_token_strides& s) {
   const int64_t each = 16 / static_cast<int64_t>(bytes_of(dtype));
   const bool aligned = s.b % each == 0 && s.t % each == 0 && s.h % each == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
-  return {data, s.t, s.b, s.h, data ? static_cast<int>(width) : 0, data && width == columns && width % each == 0 && aligned};
+  return {data, s.t, s.b, s.h, data ? static_cast<int>(width) : 0, data && width == columns && width % each == 0 && aligned,
+          false};
+}
+
+Rows gate_rows(const Problem& p, const void* data, t2fw_gate gate, int64_t columns, const t2fw_token_strides& s) {
+  Rows x = rows(data, p.gate_dtype, gate_width(gate, columns), columns, s);
+  x.logits = has_logits(p);
+  return x;
 }
 
 int multiprocessors(const Problem& p) {
@@ -57,7 +64,7 @@ int64_t most_blocks(const Problem& p) {
   return sequence_count(p) * p.H * tiles * segments;
 }
 
-Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple, int64_t least) {
+Segments cut(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple, int64_t least) {
   if (p.sequences) return {1, (p.T + multiple - 1) / multiple * multiple};
   const bool alone = p.flags & T2FW_BATCH_INVARIANT;  // as if the sequence were the only one
   const int64_t blocks = std::max<int64_t>(1, (alone ? 1 : p.B) * p.H * slices);
@@ -67,7 +74,7 @@ Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple, 
   int64_t wanted = 1;
   double best = rounds(1);
   for (int64_t count = 2; count <= std::min(slots, p.T / least); ++count)
-    if (const double time = rounds(count) * LOCAL_PASS; time < WORTH * best) wanted = count, best = time;
+    if (const double time = rounds(count) * local_pass; time < WORTH * best) wanted = count, best = time;
   const int64_t tokens = ((p.T + wanted - 1) / wanted + multiple - 1) / multiple * multiple;
   return {std::max<int64_t>(1, tokens ? (p.T + tokens - 1) / tokens : 1), tokens};
 }

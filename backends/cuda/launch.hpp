@@ -16,6 +16,15 @@ template <class Args>
 void launch(const cudaLaunchConfig_t& how, void (*kernel)(Args), const Args& args) {
   check(cudaLaunchKernelEx(&how, kernel, args));
 }
+// The same right behind a kernel that lets it: it may start before that one's end, which it awaits by wait_for_launch.
+template <class Args>
+void launch_early(cudaLaunchConfig_t how, void (*kernel)(Args), const Args& args) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  how.attrs = &early, how.numAttrs = 1;
+  launch(how, kernel, args);
+}
 
 // Whether the kernels on tensor cores can take the plan: they need 16-bit data and shared memory. The plain ones take every
 // plan. The layout of the saved states (`Saved`) follows the backward; every forward writes it.
@@ -26,14 +35,17 @@ void load(const void* kernel);
 
 // width: of the operand as it lies in memory; columns: of its side.
 Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, const t2fw_token_strides& s);
+// Of a gate or its gradient.
+Rows gate_rows(const Problem& p, const void* data, t2fw_gate gate, int64_t columns, const t2fw_token_strides& s);
 
 // The tokens of a sequence cut into `count` segments of `tokens` each, the last one perhaps shorter, where that lets a GPU
 // that has room for `slots` at once be done sooner. Packed sequences, whose lengths the host does not know, are not cut.
-// slices: how many each segment of a head is to the GPU; tokens is a multiple of `multiple`, `least` at least.
+// slices: how many each segment of a head is to the GPU; local_pass: how long a launch takes with the one for the local states
+// before it, over its time alone; tokens is a multiple of `multiple`, `least` at least.
 struct Segments {
   int64_t count, tokens;
 };
-Segments cut(const Problem& p, int64_t slices, int64_t slots, int64_t multiple, int64_t least);
+Segments cut(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple, int64_t least);
 
 // Of the plan's GPU.
 int multiprocessors(const Problem& p);

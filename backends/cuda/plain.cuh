@@ -64,6 +64,16 @@ struct Staging {
       }
     }
   }
+  // After `finish`: a thread makes gates of the logits that it brought.
+  __device__ __forceinline__ void finish_gates(float (&to)[RUN][W], const Rows& x, int thread) const {
+    finish(to, x, thread);
+    if (!x.logits || !x.width) return;
+    wait_all_copies();
+    const int each = x.whole ? 4 : 1;
+#pragma unroll 1
+    for (int i = thread * each; i < RUN * W; i += threads * each)
+      for (int j = 0; j < each; ++j) (&to[0][0])[i + j] = logistic((&to[0][0])[i + j]);
+  }
 };
 
 template <int threads, int RUN, int W>

@@ -102,7 +102,7 @@ struct Backward {
       Side& to = at.memory.run[turn][side];
       const Place c = at.place(run);
       if (need != Need::sinks) z.start(to.z, s.z, c, column, s.width, 0.f, thread);
-      a.start(to.a, s.a, c, column, s.width, 1.f, thread);
+      a.start(to.a, s.a, c, column, s.width, absent_gate(s.a), thread);
       if (need != Need::sources) x.start(to.x, s.x, c, column, s.width, 0.f, thread);
     }
     // What was not needed is written too: nobody reads it.
@@ -111,7 +111,7 @@ struct Backward {
       const SideArgs& s = at.p.side[side];
       Side& to = at.memory.run[turn][side];
       z.finish(to.z, s.z, thread);
-      a.finish(to.a, s.a, thread);
+      a.finish_gates(to.a, s.a, thread);
       x.finish(to.x, s.x, thread);
       wait_all_copies();
     }
@@ -214,10 +214,10 @@ struct Backward {
     const Place c = place(run);
     return {earlier<T>(side, s.d_z, c), earlier<G>(side, s.d_a, c), earlier<T>(side, s.d_x, c)};
   }
-  // Adds the warps' sums of the o-th output of a side to it.
+  // Adds the warps' sums of the o-th output of a side to it. a: the side's gates.
   template <class E, int warps, int outputs>
   __device__ __forceinline__ void put(const float (&sums)[BACK_RUN][warps][outputs][SLICE], int o, int side, const Rows& x,
-                                      const Place& c, float4 earlier) const {
+                                      const float (&a)[BACK_RUN][SLICE], const Place& c, float4 earlier) const {
     if (!x.width) return;
     const Share own = share(side, x);
     const int j = threadIdx.x % FOURS * 4;
@@ -225,6 +225,11 @@ struct Backward {
     float4 sum = sum_of(0);
 #pragma unroll
     for (int warp = 1; warp < warps; ++warp) sum = add(sum, sum_of(warp));
+    if (x.logits) {
+      const float4 gate = *reinterpret_cast<const float4*>(&a[own.t][j]);
+      sum.x *= logistic_slope(gate.x), sum.y *= logistic_slope(gate.y);
+      sum.z *= logistic_slope(gate.z), sum.w *= logistic_slope(gate.w);
+    }
     if (x.width != p.side[side].width) {
       const int columns = p.side[side].width - (side ? task.key : task.value) - j;
       const auto there = [&](float y, int i) { return i < columns ? y : 0.f; };
@@ -234,16 +239,17 @@ struct Backward {
     if (own.adds) sum = add(earlier, sum);
     put_four<E>(x, c, own.t, own.column, own.columns, sum);
   }
-  __device__ __forceinline__ void put_gradients(int run, const Earlier& earlier) const {
+  __device__ __forceinline__ void put_gradients(int run, int turn, const Earlier& earlier) const {
     const Place c = place(run);
     const SideArgs &value = p.side[0], &key = p.side[1];
+    const auto &f = memory.run[turn][0].a, &g = memory.run[turn][1].a;
     if (threadIdx.x < HALF) {
-      put<T>(memory.value, 0, 0, value.d_z, c, earlier.z);
-      put<G>(memory.value, 1, 0, value.d_a, c, earlier.a);
+      put<T>(memory.value, 0, 0, value.d_z, f, c, earlier.z);
+      put<G>(memory.value, 1, 0, value.d_a, f, c, earlier.a);
     } else {
-      put<T>(memory.key, 0, 1, key.d_z, c, earlier.z);
-      put<G>(memory.key, 1, 1, key.d_a, c, earlier.a);
-      put<T>(memory.key, 2, 1, key.d_x, c, earlier.x);
+      put<T>(memory.key, 0, 1, key.d_z, g, c, earlier.z);
+      put<G>(memory.key, 1, 1, key.d_a, g, c, earlier.a);
+      put<T>(memory.key, 2, 1, key.d_x, g, c, earlier.x);
     }
   }
 
@@ -285,7 +291,7 @@ struct Backward {
         const Earlier sums = earlier(i);  // it comes while the run goes back
         back(turn, S, R);
         __syncthreads();
-        put_gradients(i, sums);
+        put_gradients(i, turn, sums);
 #pragma unroll
         for (int e = 0; e < 16; ++e) S[e / 4][e % 4] = next[e / 4][e % 4];
       }

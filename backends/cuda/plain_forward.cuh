@@ -89,10 +89,10 @@ struct Forward {
         Run& to = at.memory.run[turn];
         const int column = at.task.column, thread = threadIdx.x;
         v.start(to.v, p.v, c, column, p.D, 0.f, thread);
-        f.start(to.f, p.f, c, column, p.D, 1.f, thread);
+        f.start(to.f, p.f, c, column, p.D, absent_gate(p.f), thread);
         if constexpr (outputs) q.start(to.q, p.q, c, 0, p.K, 0.f, thread);
         k.start(to.k, p.k, c, 0, p.K, 0.f, thread);
-        g.start(to.g, p.g, c, 0, p.K, 1.f, thread);
+        g.start(to.g, p.g, c, 0, p.K, absent_gate(p.g), thread);
       }
       commit_copies();
     }
@@ -101,10 +101,10 @@ struct Forward {
       Run& to = at.memory.run[turn];
       const int thread = threadIdx.x;
       v.finish(to.v, p.v, thread);
-      f.finish(to.f, p.f, thread);
+      f.finish_gates(to.f, p.f, thread);
       if constexpr (outputs) q.finish(to.q, p.q, thread);
       k.finish(to.k, p.k, thread);
-      g.finish(to.g, p.g, thread);
+      g.finish_gates(to.g, p.g, thread);
       wait_all_copies();
     }
   };

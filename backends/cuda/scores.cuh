@@ -58,6 +58,13 @@ struct Triangle {
   }
 };
 
+// A gate of what lies in memory.
+template <bool logits, class V>
+__device__ __forceinline__ V gate(V x) {
+  if constexpr (logits) return logistic(x);
+  else return x;
+}
+
 // From groups of l tokens to those of 2 l: a later half's sinks x reach over the earlier half, an earlier half's sources z over
 // the later one. all: at a group's first token the product of its gates.
 template <int tokens>
@@ -74,7 +81,7 @@ __device__ __forceinline__ void pass_level(int l, float2 (&x)[tokens], float2 (&
 
 // By a warp: scores[t][s] = sum over 64 columns of x_t (a_{s+1} .. a_t) z_s for s <= t; sinks = x times the products of a up
 // to each token, sources = z times those behind it, all = the products over the chunk. sinks first holds the levels.
-template <class T, class G, int P, int PA>
+template <bool logits, class T, class G, int P, int PA>
 __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T (&in_z)[CHUNK][P], const G (&in_a)[CHUNK][PA],
                                              T (&sinks)[CHUNK][P], T (&sources)[CHUNK][P], float* all_products,
                                              float (&scores)[CHUNK][CHUNK]) {
@@ -88,7 +95,7 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
   float2 x[CHUNK], z[CHUNK], all[CHUNK];  // as pass_level has them
 #pragma unroll
   for (int t = 0; t < CHUNK; ++t) {
-    all[t] = widen(*reinterpret_cast<const TwoG*>(&in_a[row_of(t)][c]));
+    all[t] = gate<logits>(widen(*reinterpret_cast<const TwoG*>(&in_a[row_of(t)][c])));
     x[t] = widen(*reinterpret_cast<const Two*>(&in_x[row_of(t)][c])) * all[t];
     z[t] = widen(*reinterpret_cast<const Two*>(&in_z[row_of(t)][c]));
   }
@@ -143,7 +150,7 @@ struct HalfChunk {
 
   // From a desk's x, z, a: its sinks, which first hold the levels, sources, scores and products of a. meet: a barrier of both
   // warps.
-  template <class Desk, class Meet>
+  template <bool logits, class Desk, class Meet>
   __device__ __forceinline__ void run(Desk& desk, const Meet& meet) const {
     using TwoG = typename Pair<std::remove_reference_t<decltype(desk.a[0][0])>>::type;
     const int lane = threadIdx.x % 32, c = 2 * lane, g = lane / 4, j = lane % 4 * 2, base = upper ? HALF : 0;
@@ -163,7 +170,7 @@ struct HalfChunk {
     float2 x[HALF], z[HALF], all[HALF];  // as pass_level has them
 #pragma unroll
     for (int t = 0; t < HALF; ++t) {
-      all[t] = widen(*reinterpret_cast<const TwoG*>(row(desk.a, t)));
+      all[t] = gate<logits>(widen(*reinterpret_cast<const TwoG*>(row(desk.a, t))));
       x[t] = widen(*reinterpret_cast<const Two*>(row(desk.x, t))) * all[t];
       z[t] = widen(*reinterpret_cast<const Two*>(row(desk.z, t)));
     }
@@ -200,28 +207,41 @@ struct HalfChunk {
   }
 };
 
-// The sources alone, of one column pair; returns the products over the chunk.
+// A column pair's gates from a chunk's rows.
+template <class G, int W>
+__device__ __forceinline__ void load_gates(const G (&a)[CHUNK][W], bool logits, int c, float2 (&to)[CHUNK]) {
+#pragma unroll
+  for (int t = 0; t < CHUNK; ++t) to[t] = widen(*reinterpret_cast<const typename Pair<G>::type*>(&a[row_of(t)][c]));
+  if (!logits) return;
+#pragma unroll
+  for (int t = 0; t < CHUNK; ++t) to[t] = logistic(to[t]);
+}
+
+// The sources alone, of one column pair; returns the products over the chunk. gated: else all gates are 1.
 template <class T, class G, int W, int WA, int WO>
-__device__ __forceinline__ float2 scale_sources(const T (&z)[CHUNK][W], const G (&a)[CHUNK][WA], bool gated,
+__device__ __forceinline__ float2 scale_sources(const T (&z)[CHUNK][W], const G (&a)[CHUNK][WA], bool gated, bool logits,
                                                 T (&sources)[CHUNK][WO], int c) {
   using Two = typename Pair<T>::type;
-  float2 all = {1.f, 1.f};
+  float2 all = {1.f, 1.f}, gates[CHUNK];
+  load_gates(a, logits, c, gates);
 #pragma unroll
   for (int t = CHUNK - 1; t >= 0; --t) {
     *reinterpret_cast<Two*>(&sources[row_of(t)][c]) = narrow<T>(widen(*reinterpret_cast<const Two*>(&z[row_of(t)][c])) * all);
-    if (gated) all = all * widen(*reinterpret_cast<const typename Pair<G>::type*>(&a[row_of(t)][c]));
+    if (gated) all = all * gates[t];
   }
   return all;
 }
 
 // The sinks alone.
 template <class T, class G, int W, int WA, int WO>
-__device__ __forceinline__ float2 scale_sinks(const T (&x)[CHUNK][W], const G (&a)[CHUNK][WA], T (&sinks)[CHUNK][WO], int c) {
+__device__ __forceinline__ float2 scale_sinks(const T (&x)[CHUNK][W], const G (&a)[CHUNK][WA], bool logits,
+                                              T (&sinks)[CHUNK][WO], int c) {
   using Two = typename Pair<T>::type;
-  float2 all = {1.f, 1.f};
+  float2 all = {1.f, 1.f}, gates[CHUNK];
+  load_gates(a, logits, c, gates);
 #pragma unroll
   for (int t = 0; t < CHUNK; ++t) {
-    all = all * widen(*reinterpret_cast<const typename Pair<G>::type*>(&a[row_of(t)][c]));
+    all = all * gates[t];
     *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(widen(*reinterpret_cast<const Two*>(&x[row_of(t)][c])) * all);
   }
   return all;

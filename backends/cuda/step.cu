@@ -70,7 +70,7 @@ struct StepTile {
     for (int i = 0; i < PASSES; ++i) {
       const int d = min(row(i), p.D - 1);
       v_t[i] = v[d];
-      f_t[i] = p.f.width ? f[p.f.width == 1 ? 0 : d] : narrow<G>(1.f);
+      f_t[i] = p.f.width ? f[p.f.width == 1 ? 0 : d] : narrow<G>(absent_gate(p.f));
     }
     if (p.g.width == 1) g_head = *g;
     for (int key = threadIdx.x % LANES * 4; key < p.K; key += LANES * 4) {
@@ -83,11 +83,12 @@ struct StepTile {
       q_t.load(q + key, left), k_t.load(k + key, left);
       if (p.g.width > 1) g_t.load(g + key, left);
       const float4 q4 = q_t.wide(), k4 = k_t.wide();
-      const float head = p.g.width ? widen(g_head) : 1.f;
-      const float4 g4 = p.g.width > 1 ? g_t.wide() : float4{head, head, head, head};
+      const float head = p.g.width ? widen(g_head) : absent_gate(p.g);
+      float4 g4 = p.g.width > 1 ? g_t.wide() : float4{head, head, head, head};
+      if (p.g.logits) g4 = logistic(g4);
 #pragma unroll
       for (int i = 0; i < PASSES; ++i) {
-        const float v_d = widen(v_t[i]), f_d = widen(f_t[i]);
+        const float v_d = widen(v_t[i]), own = widen(f_t[i]), f_d = p.f.logits ? logistic(own) : own;
         float4 x = s[i].wide();
         x.x = fmaf(f_d * g4.x, x.x, v_d * k4.x);
         x.y = fmaf(f_d * g4.y, x.y, v_d * k4.y);
@@ -172,10 +173,10 @@ void step(const Problem& p, const t2fw_step_args& a, cudaStream_t stream) {
   if (!blocks) return;
   const bool wide = p.state_dtype == T2FW_FP32;
   const StepArgs args{rows(a.v, p.data_dtype, p.D, p.D, p.v_strides),
-                      rows(a.f, p.gate_dtype, gate_width(p.f, p.D), p.D, p.f_strides),
+                      gate_rows(p, a.f, p.f, p.D, p.f_strides),
                       rows(a.q, p.data_dtype, p.K, p.K, p.q_strides),
                       rows(a.k, p.data_dtype, p.K, p.K, p.k_strides),
-                      rows(a.g, p.gate_dtype, gate_width(p.g, p.K), p.K, p.g_strides),
+                      gate_rows(p, a.g, p.g, p.K, p.g_strides),
                       rows(a.y, p.data_dtype, p.D, p.D, p.y_strides),
                       {a.initial_state, p.initial_state_strides, wide},
                       {a.final_state, p.final_state_strides, wide},

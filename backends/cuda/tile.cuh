@@ -80,6 +80,13 @@ __device__ __forceinline__ int fresh(int x) {
   return x;
 }
 
+// The gate whose logit is x: 1 / (1 + e^-x). Off by 2 ulp; infinite logits give 0 and 1.
+__device__ __forceinline__ float logistic(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
+__device__ __forceinline__ float2 logistic(float2 x) { return {logistic(x.x), logistic(x.y)}; }
+__device__ __forceinline__ float4 logistic(float4 x) { return {logistic(x.x), logistic(x.y), logistic(x.z), logistic(x.w)}; }
+// What its gradient becomes on the way to the logit.
+__device__ __forceinline__ float logistic_slope(float gate) { return fmaf(-gate, gate, gate); }
+
 // Two neighbouring columns at once.
 __device__ __forceinline__ float2 operator+(float2 x, float2 y) { return {x.x + y.x, x.y + y.y}; }
 __device__ __forceinline__ float2 operator*(float2 x, float2 y) { return {x.x * y.x, x.y * y.y}; }
@@ -137,6 +144,19 @@ __device__ __forceinline__ E load_written(const E* from) {
                  : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w) : "l"(from) : "memory");
   }
   return to;
+}
+
+// A kernel's first word to the one behind it in the stream, if that was launched by launch_early: it may start where there is
+// room. And how that one waits until this one has ended, and sees what it wrote.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // By one thread of a thread block: its number among those that have started, so that all of smaller numbers are under way and
