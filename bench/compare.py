@@ -19,6 +19,7 @@ import t2fw
 from contenders import CONTENDERS, Contender, Operands
 from timing import MIB, WARM_UP, machine_name, median_seconds
 
+FLUSH = 2048 * MIB  # half a millisecond of a GPU's, in which Python launches what is timed behind it
 PASSES = {False: "forward", True: "forward+backward"}
 
 
@@ -228,7 +229,7 @@ def main() -> None:
     lengths = [2**i for i in (range(7, 13) if args.device == "cpu" else range(8, 17))]
     shapes = [Shape(*map(int, s.split(","))) for s in args.shapes or [f"1,{T},16,64,64" for T in lengths]]
 
-    flush = None if args.device == "cpu" else torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")
+    flush = None if args.device == "cpu" else torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
     title = f"{machine_name(args.device)}; {args.dtype}, gates {str(gate_dtype).removeprefix('torch.')}"
     copied = copy_rate(args.device, flush)
     print(f"{title}; PyTorch {torch.__version__}; a copy reads and writes {copied * 1e-9:.1f} GB/s")
