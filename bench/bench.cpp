@@ -38,8 +38,11 @@ const Shape gpu_sequences[] = {{8, 4096, 16, 64, 64}, {1, 65536, 16, 64, 64},  {
                                {1, 4096, 16, 64, 64}, {4, 4096, 8, 128, 128}, {32, 2048, 1, 64, 64}};
 const Shape gpu_steps[] = {{1, 1, 16, 64, 64}, {32, 1, 16, 64, 64}, {256, 1, 16, 64, 64}, {64, 1, 16, 128, 128}};
 
-struct Dtypes { const char* name; t2fw_dtype data, gate; };
-const Dtypes all_dtypes[] = {{"fp32", T2FW_FP32, T2FW_FP32}, {"bf16", T2FW_BF16, T2FW_FP32}, {"bf16_gates", T2FW_BF16, T2FW_BF16}};
+struct Dtypes { const char* name; t2fw_dtype data, gate; bool logits = false; };
+const Dtypes all_dtypes[] = {{"fp32", T2FW_FP32, T2FW_FP32},
+                             {"bf16", T2FW_BF16, T2FW_FP32},
+                             {"bf16_gates", T2FW_BF16, T2FW_BF16},
+                             {"bf16_logits", T2FW_BF16, T2FW_BF16, true}};
 
 enum class Work { forward, backward, forward_backward, step };
 const char* const work_names[] = {"forward", "backward", "forward_backward", "step"};
@@ -185,19 +188,20 @@ class Problem {
     const auto [B, T, H, D, K] = c.shape;
     t2fw_descriptor d = t2fw::describe(c.rule, c.dtypes.data, B, T, H, D, K);
     if (c.rule == T2FW_DECAY) d.gate_dtype = c.dtypes.gate;
+    if (c.dtypes.logits) d.flags |= T2FW_GATE_LOGITS;
     d.device = c.device;
     d.backend = c.backend.c_str();
     return d;
   }
 
-  // Uniform of standard deviation `scale`; a gate is the sigmoid of that plus two, about 0.85.
+  // Uniform of standard deviation `scale`; a gate is the sigmoid of that plus two, about 0.85, or that its logit.
   Buffer random(size_t count, t2fw_dtype dtype, float scale, bool gate) {
     const size_t size = bytes_of(dtype);
     std::vector<unsigned char> host(count * size);
     for (size_t i = 0; i < count; ++i) {
       seed_ = seed_ * 6364136223846793005u + 1442695040888963407u;
       float x = (static_cast<float>(seed_ >> 40) * 0x1p-23f - 1) * std::sqrt(3.0f) * scale;
-      if (gate) x = 1 / (1 + std::exp(-x - 2));
+      if (gate) x = case_.dtypes.logits ? x + 2 : 1 / (1 + std::exp(-x - 2));
       uint32_t bits = std::bit_cast<uint32_t>(x);
       if (dtype == T2FW_BF16) bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
       std::memcpy(&host[i * size], &bits, size);  // a little-endian host

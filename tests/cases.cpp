@@ -120,6 +120,8 @@ const std::vector<Case>& all_cases() {
       logits(BF16, BF16, F32, FULL, FULL, 1, 2000, 2, 64, 64, Slow),
       logits(BF16, BF16, F32, HEAD, HEAD, 1, 65, 2, 96, 128),
       logits(BF16, F32, F32, NONE, FULL, 1, 65, 2, 64, 136, Mixed, true, Bhtx),
+      logits(BF16, F32, F32, FULL, FULL, 1, 1000, 1, 64, 72, Slow),
+      logits(F16, F32, F32, FULL, NONE, 1, 1000, 1, 72, 64, Mixed, false),
       logits(BF16, BF16, F32, FULL, FULL, 1, 16, 1, 256, 256, Sigmoid),
       // delta
       delta(F64, F64, 2, 0, 2, 3, 16),

@@ -286,6 +286,8 @@ struct ChunkGradients {
     if (lane < 4) *reinterpret_cast<float4*>(&to[lane * 4]) = {sum[0], sum[1], sum[2], sum[3]};
   }
 
+  static constexpr float LIFT = std::is_same_v<G, __half> ? 0x1p16f : 1.f;  // a slope is 1/4 at most, and may be subnormal
+
   // Logits become gates, and leave in their place what takes a gate's gradient to its logit.
   __device__ __forceinline__ static void to_gates(Quarter& a, Desk& desk, int first, int lane) {
     Quarter slope;
@@ -293,7 +295,7 @@ struct ChunkGradients {
     for (int i = 0; i < 8; ++i) {
       float& gate = a(i / 4, i % 4);
       gate = logistic(gate);
-      slope(i / 4, i % 4) = logistic_slope(gate);
+      slope(i / 4, i % 4) = logistic_slope(gate) * LIFT;
     }
     leave(slope, desk.a, first, lane);
   }
@@ -301,7 +303,7 @@ struct ChunkGradients {
     Quarter slope;
     load(slope, desk.a, first, fresh(lane));
 #pragma unroll
-    for (int i = 0; i < 8; ++i) d_a(i / 4, i % 4) *= slope(i / 4, i % 4);
+    for (int i = 0; i < 8; ++i) d_a(i / 4, i % 4) *= slope(i / 4, i % 4) * (1 / LIFT);
   }
 
   // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients.

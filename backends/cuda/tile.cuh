@@ -80,7 +80,7 @@ __device__ __forceinline__ int fresh(int x) {
   return x;
 }
 
-// The gate whose logit is x: 1 / (1 + e^-x). Off by 2 ulp; infinite logits give 0 and 1.
+// The gate whose logit is x: 1 / (1 + e^-x). Off by 2 ulp, and by about |x| more below 0; infinite logits give 0 and 1.
 __device__ __forceinline__ float logistic(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
 __device__ __forceinline__ float2 logistic(float2 x) { return {logistic(x.x), logistic(x.y)}; }
 __device__ __forceinline__ float4 logistic(float4 x) { return {logistic(x.x), logistic(x.y), logistic(x.z), logistic(x.w)}; }
@@ -156,6 +156,8 @@ __device__ __forceinline__ void let_next_start() {
 __device__ __forceinline__ void wait_for_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#else
+  __trap();
 #endif
 }
 

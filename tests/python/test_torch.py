@@ -535,10 +535,11 @@ def everything(rule, x):
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_cuda_graph(rule, dtype, device):
+@pytest.mark.parametrize("shape", [(2, 300, 2, 64, 48), (1, 1000, 2, 64, 100)])  # the second one in segments, by tiles
+def test_cuda_graph(rule, dtype, shape, device):
     if device == "cpu":
         pytest.skip("graphs are the GPU's")
-    x, new = (tensors(inputs(2, 300, 2, 64, 48, seed=seed), dtype) for seed in (0, 1))
+    x, new = (tensors(inputs(*shape, seed=seed), dtype) for seed in (0, 1))
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

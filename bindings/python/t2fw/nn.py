@@ -33,7 +33,7 @@ class Projection(nn.Linear):
             bias = F.pad(last_bias, (rest, 0)) if bias is None else torch.cat([bias, last_bias])
         elif bias is not None:
             bias = F.pad(bias, (0, self.out_features - bias.shape[0]))
-        if x.numel() >= weight.numel():  # the scale goes where fewer numbers are
+        if torch.is_grad_enabled():  # else tokens may be few, as in decoding, and scaling the weight takes longer than they do
             return F.linear(x, self._scaled(weight), None if bias is None else self._scaled(bias))
         y = F.linear(x, weight, bias)
         y[..., : self.scaled] *= self.scale
@@ -62,7 +62,7 @@ class DecayingFastWeights(nn.Module):
     computed in float32. a is computed in float32 from w x_t on.
 
     One linear layer, `project`, makes all of them of x: its rows are those of q (H*K), k and v (num_kv_heads*K and *D), then of
-    f (H*D) and g (H*K), or of a (H); `rows` says how many. Its bias is that of q, k and v, `gate_bias` that of the rest.
+    f (H*D) and g (H*K), or of a (H, and up to 7 unused ones that keep rows of 16 bits aligned); `rows` says how many. Its bias is that of q, k and v, `gate_bias` that of the rest.
 
     A state is a tensor [B,num_heads,head_dim,kdim], float32 beside 16-bit data, else of the data's dtype. It is never
     written to, so that it can be kept, saved, cloned or indexed by sequence (`state[rows]`); `zero_state` starts anew.
@@ -101,12 +101,12 @@ class DecayingFastWeights(nn.Module):
         expect("dropout", dropout, 0 <= dropout < 1, "0 <= dropout < 1")
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
         self.head_dim, self.kdim, self.rule = head_dim, kdim, rule
-        gates = dict(f=num_heads * head_dim, g=num_heads * kdim) if rule == "decay" else dict(a=num_heads)
+        gates = dict(f=num_heads * head_dim, g=num_heads * kdim) if rule == "decay" else dict(a=num_heads + -num_heads % 8)
         gates = {} if rule == "add" else gates
         self.rows = dict(q=num_heads * kdim, k=num_kv_heads * kdim, v=num_kv_heads * head_dim, **gates)
         gate_rows = sum(gates.values())
         self.project = Projection(embed_dim, sum(self.rows.values()), bias, gate_rows, self.rows["q"], kdim**-0.5)
-        self.gate_bias = nn.Parameter(torch.empty(gate_rows)) if gates else None
+        self.gate_bias = nn.Parameter(torch.empty(gate_rows if rule == "decay" else num_heads)) if gates else None
         self.out = nn.Linear(num_heads * head_dim, embed_dim, bias)
         self.dropout = nn.Dropout(dropout)
         self.reset_gates()
@@ -169,7 +169,7 @@ class DecayingFastWeights(nn.Module):
             k, v = (a.repeat_interleave(self.num_heads // self.num_kv_heads, 2) for a in (k, v))
         f, g, a = (rows.get(n) for n in "fga")
         if a is not None:
-            a = (a + self.gate_bias[:, None].to(torch.promote_types(a.dtype, torch.float32))).sigmoid()
+            a = (a[:, :, : self.num_heads] + self.gate_bias[:, None].to(torch.promote_types(a.dtype, torch.float32))).sigmoid()
         if self.rule == "gated":
             f, v = a, v * (1 - a).to(v.dtype)
         elif self.rule == "delta":  # (sqrt(a) v - S sqrt(a) k) (x) sqrt(a) k = a (v - S k) (x) k
