@@ -115,6 +115,33 @@ TEST_P(BackwardMemory, IsAQuarterOfOperandsAndResultsAtMost) {
 
 INSTANTIATE_TEST_SUITE_P(All, BackwardMemory, testing::ValuesIn(backends()), backend_name);
 
+// Where a kernel keeps its workspace goes by its size, and so by D and K: every width is one of those at which it changes.
+class Widths : public testing::TestWithParam<Backend> {};
+
+TEST_P(Widths, EveryOneOfThemEqualsOracle) {
+  const Backend& backend = GetParam();
+  if (backend.name == "reference") GTEST_SKIP() << "one code for all widths";
+  for (const t2fw_rule rule : {T2FW_DECAY, T2FW_DELTA})
+    for (const t2fw_dtype dtype : {T2FW_FP32, T2FW_FP64})
+      for (int64_t width = 1; width <= 260; ++width) {
+        const t2fw_gate gate = rule == T2FW_DECAY ? T2FW_GATE_FULL : T2FW_GATE_NONE;
+        const Case c{rule, dtype, dtype, dtype, gate, gate, 1, 3, 1, width % 2 ? 64 : width, width % 2 ? width : 128};
+        Tensors x = make_inputs(c);
+        oracle_backward(c, x);
+        Session run(backend, c, x);
+        if (run.skip.find("no device") != std::string::npos) GTEST_SKIP() << run.skip;
+        if (!run.ready()) continue;
+        run.forward();
+        run.backward();
+        if (HasFatalFailure()) FAIL() << name_of(c);
+        const Accuracy accuracy(backend, c, "backward");
+        accuracy.expect("d_v", run.d_v.read(), x.d_v, c.D, dtype, 2);
+        accuracy.expect("d_k", run.d_k.read(), x.d_k, c.K, dtype, 2);
+      }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Widths, testing::ValuesIn(backends()), backend_name);
+
 // The reference takes long, and long sequences as it does short ones.
 std::vector<Parameter> without_long_ones_of_the_reference() {
   std::vector<Parameter> kept = parameters(all_cases());

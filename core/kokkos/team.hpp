@@ -89,7 +89,8 @@ struct Spread {
 
 inline constexpr int device_team_size = 128;
 inline constexpr int device_workers = 528;                // four blocks on each of an H200's 132 multiprocessors
-inline constexpr size_t device_team_memory = 48u << 10;   // what every GPU gives a block without asking
+// What every GPU gives a block without asking, less what Kokkos takes of it for a team: a double each thread, and two.
+inline constexpr size_t device_team_memory = (48u << 10) - (device_team_size + 2) * sizeof(double);
 
 inline size_t align_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
