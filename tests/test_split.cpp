@@ -144,5 +144,28 @@ std::vector<Case> of_one_row() {
 }
 INSTANTIATE_TEST_SUITE_P(All, ManyPacked, testing::ValuesIn(parameters(of_one_row())), parameter_name);
 
+// Some so long, beside the others, that a backend may cut them and not the others: all long, or one among many short ones.
+class LongPacked : public testing::TestWithParam<Parameter> {};
+
+TEST_P(LongPacked, EqualSeparate) {
+  const auto& [backend, c] = GetParam();
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{0, 2000, 3, 1409, 700, 0, 260}, {9, 2, 0, 2609, 1, 65, 16, 80, 7}}) {
+    Case all = c;
+    std::vector<int64_t> cu{0};
+    for (const int64_t length : lengths) cu.push_back(all.T = cu.back() + length);
+    expect_packed_equals_separate(backend, all, cu);
+  }
+}
+
+std::vector<Parameter> of_long_rows() {
+  std::vector<Case> kept;
+  for (const Case& c : all_cases())
+    if (c.B == 1 && c.T >= 777 && c.initial && c.f != T2FW_GATE_HEAD && c.g != T2FW_GATE_HEAD) kept.push_back(c);
+  std::vector<Parameter> all = parameters(kept);
+  std::erase_if(all, [](const Parameter& p) { return p.backend.name == "reference"; });  // it takes long, and cuts nothing
+  return all;
+}
+INSTANTIATE_TEST_SUITE_P(All, LongPacked, testing::ValuesIn(of_long_rows()), parameter_name);
+
 }  // namespace
 }  // namespace test

@@ -26,9 +26,9 @@ struct BackwardArgs {
   const void* checkpoints;    // `Saved` by forward; if narrow, rows of saved_row elements, saved_state of them a head
   int64_t saved_state;
   int saved_row;
-  float* local;               // what `local` leaves of every segment but the first; NULL if a sequence is one segment
-  int64_t interval, T, H, segment;  // tokens between saved states (a power of two, at least 16), and in a segment
-  int segments, sequences;    // sequences: of a packed batch, else 0
+  float* local;               // what `local` leaves of every segment but the first; NULL if none is cut
+  int64_t interval, T, H, segment;  // tokens between saved states (a power of two, at least 16), and in a segment at most
+  int segments, local_segments, sequences;  // slots of a batch row (Segment); of a packed batch, else 0
   uint32_t* started;          // on tensor cores, if a head has more than one tile: zero, to count thread blocks, and zeros
   uint32_t* written;          // for each block's warps to tell how far they are
   float* states;              // for the plain kernels: room for `kept` states of each thread block's tile
@@ -38,21 +38,29 @@ struct BackwardArgs {
 
 // One segment of one head, and the tile that a thread block takes of it.
 struct TileTask {
-  int block, segment, value, key, n, h;  // block: its number, on tensor cores; value, key: the tile's first; n: sequence
+  int64_t row;
+  int block, value, key, h;  // block: its number, on tensor cores, of those that write; value, key: the tile's first
   Sequence sequence;
+  Segment segment;
 
-  __device__ static TileTask of(const BackwardArgs& p, int64_t block) {
+  // Slot `slot` of row `row` of those that a tile of a batch row's head makes. outputs: of the kernel that writes them, else of
+  // `local`.
+  template <bool outputs>
+  __device__ static TileTask of(const BackwardArgs& p, int64_t row, int slot) {
     const int tiles = p.side[0].tiles * p.side[1].tiles;
     TileTask t;
-    t.block = static_cast<int>(block);
-    t.segment = static_cast<int>(block % p.segments);
-    const int tile = static_cast<int>(block / p.segments % tiles);
+    t.row = row, t.block = static_cast<int>(row * p.segments + slot);
+    const int tile = static_cast<int>(row % tiles);
     t.value = tile % p.side[0].tiles * SLICE;
     t.key = tile / p.side[0].tiles * SLICE;
-    t.h = static_cast<int>(block / p.segments / tiles % p.H);
-    t.n = static_cast<int>(block / p.segments / tiles / p.H);
-    t.sequence = sequence_at(p, t.n);
+    t.h = static_cast<int>(row / tiles % p.H);
+    // a segment starts where a state was saved, and on tensor cores with a block
+    segment_at<outputs>(p, row / tiles / p.H, slot, max(static_cast<int>(p.interval), SLICE), t.sequence, t.segment);
     return t;
+  }
+  // What `local` leaves of the sequence's segment `number`.
+  __device__ __forceinline__ float* local(const BackwardArgs& p, int64_t floats, int number) const {
+    return p.local + (row * p.local_segments + segment.local + number) * floats;
   }
 };
 

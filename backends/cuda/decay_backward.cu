@@ -89,9 +89,9 @@ DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) 
   const int64_t least = use.waiting ? SEGMENT : std::max(SEGMENT, bytes * scratch_share / token_bytes(p));
   // They start where a state was saved.
   const Segments cuts = cut(p, tiles_, multiprocessors(p), BACKWARD_LOCAL_PASS, std::max<int64_t>(BLOCK, saved_.interval), least);
-  segments_ = cuts.count, segment_ = cuts.tokens;
-  blocks_ = sequence_count(p) * p.H * tiles_ * segments_;
-  local_floats_ = segments_ > 1 ? blocks_ * local : 0;
+  cuts_ = cuts;
+  blocks_ = p.B * p.H * tiles_ * cuts.count, local_blocks_ = p.B * p.H * tiles_ * cuts.local;
+  local_floats_ = local_blocks_ * local;
   told_ = blocks_ && tiles_ > 1 && use.waiting ? 1 + blocks_ * use.waiting : 0;
   scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE + told_) * sizeof(float);
 }
@@ -117,12 +117,13 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       a.saved,
       p.D * SavedRow::width(p.K),
       static_cast<int>(SavedRow::width(p.K)),
-      segments_ > 1 ? static_cast<float*>(a.scratch) : nullptr,
+      local_floats_ ? static_cast<float*>(a.scratch) : nullptr,
       saved_.interval,
       p.T,
       p.H,
-      segment_,
-      static_cast<int>(segments_),
+      cuts_.tokens,
+      static_cast<int>(cuts_.count),
+      static_cast<int>(cuts_.local),
       static_cast<int>(p.sequences),
       told_ ? told : nullptr,
       told_ ? told + 1 : nullptr,
@@ -131,13 +132,13 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       static_cast<int>(tiles_),
       0};
   const BackwardKernels use = choose(p, !saved_.narrow);
-  const cudaLaunchConfig_t how = config(dim3(static_cast<unsigned>(blocks_)), use.threads, use.memory, stream);
+  const auto how = [&](int64_t blocks) { return config(dim3(static_cast<unsigned>(blocks)), use.threads, use.memory, stream); };
   if (told_) check(cudaMemsetAsync(told, 0, static_cast<size_t>(told_) * sizeof *told, stream));
   for (; args.number * tiles_ < tiles(p.D) * tiles(p.K); ++args.number) {
     if (!use.waiting) take_turns(args);
-    if (segments_ > 1) launch(how, use.local, args);
-    if (segments_ > 1 && use.waiting) launch_early(how, use.backward, args);
-    else launch(how, use.backward, args);
+    if (local_blocks_) launch(how(local_blocks_), use.local, args);
+    if (local_blocks_ && use.waiting) launch_early(how(blocks_), use.backward, args);
+    else launch(how(blocks_), use.backward, args);
   }
 }
 

@@ -151,7 +151,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   // A warp's part of a state operand.
   __device__ __forceinline__ void load_state(State& S, const StateOperand& x, int warp) const {
     const TileTask& t = memory.task;
-    S.load(x, t.n, t.h, t.value + row_of_warp(warp), t.key + key_of_warp(warp), p.side[0].width, p.side[1].width);
+    S.load(x, t.sequence.n, t.h, t.value + row_of_warp(warp), t.key + key_of_warp(warp), p.side[0].width, p.side[1].width);
   }
 
   // A warp's part of a block's operands and of the state before it.
@@ -232,25 +232,28 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   using Kernel = HeadBackward<T, G, logits>;
   const Kernel kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory)}, p};
   const TileTask& task = kernel.memory.task;
-  if (threadIdx.x == 0) kernel.memory.task = TileTask::of(p, outputs && p.started ? started(p.started) : blockIdx.x);
+  if (threadIdx.x == 0) {
+    const int block = outputs && p.started ? started(p.started) : blockIdx.x, segments = outputs ? p.segments : p.local_segments;
+    kernel.memory.task = TileTask::of<outputs>(p, block / segments, block % segments);
+  }
   __syncthreads();
-  const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS, segment = task.segment;
-  const int blocks = (task.sequence.length + BLOCK - 1) / BLOCK, each = static_cast<int>(p.segment / BLOCK);
-  const int first = segment * each, last = segment + 1 < p.segments && blocks > first + each ? first + each : blocks;
-  const auto local_of = [&](int s) { return p.local + (int64_t{task.block} - segment + s) * Kernel::Local::FLOATS; };
+  if (!task.segment.count) return;
+  const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS, segment = task.segment.number;
+  const int first = task.segment.start / BLOCK, last = (task.segment.end + BLOCK - 1) / BLOCK;
+  const auto local_of = [&](int s) { return task.local(p, Kernel::Local::FLOATS, s); };
   const bool holds_R = warp >= SWEEP_WARPS;
   typename Kernel::State R;
   if constexpr (outputs) {
     if (holds_R) {
-      if (p.segments > 1) wait_for_launch();
+      if (p.local) wait_for_launch();
       kernel.load_state(R, p.d_final_state, warp);
-      for (int s = p.segments - 1; s > segment; --s) Kernel::Local::pass(local_of(s), thread, R.S);
+      for (int s = task.segment.count - 1; s > segment; --s) Kernel::Local::pass(local_of(s), thread, R.S);
       kernel.park(R, warp);
     }
     if (last > first) kernel.run(first, last);
     if (holds_R && segment == 0) {
       R = kernel.parked(warp);
-      R.store(p.d_initial_state, task.n, task.h, task.value + Kernel::row_of_warp(warp), task.key + Kernel::key_of_warp(warp),
+      R.store(p.d_initial_state, task.sequence.n, task.h, task.value + Kernel::row_of_warp(warp), task.key + Kernel::key_of_warp(warp),
               p.side[0].width, p.side[1].width);
     }
   } else if (let_next_start(); segment > 0) {

@@ -46,9 +46,9 @@ DecayForward::DecayForward(const Problem& p)
   for (const auto kernel : {use.forward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   const int64_t slices = (p.D + use.values - 1) / use.values, keys = (p.K + use.keys - 1) / use.keys;
   const Segments cuts = cut(p, slices * keys, multiprocessors(p), FORWARD_LOCAL_PASS, CHUNK, SEGMENT);
-  segments_ = cuts.count, segment_ = cuts.tokens;
-  blocks_ = sequence_count(p) * p.H * slices * keys * segments_;
-  local_floats_ = segments_ > 1 ? blocks_ * static_cast<int64_t>(use.local_floats) : 0;
+  cuts_ = cuts;
+  blocks_ = p.B * p.H * slices * keys * cuts.count, local_blocks_ = p.B * p.H * slices * keys * cuts.local;
+  local_floats_ = local_blocks_ * static_cast<int64_t>(use.local_floats);
   told_ = blocks_ && keys > 1 ? 1 + blocks_ * use.waiting : 0;
   scratch_ = static_cast<size_t>(local_floats_ + told_) * sizeof(float);
 }
@@ -68,23 +68,24 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
                          a.cu_seqlens,
                          a.saved,
                          saved_.narrow,
-                         segments_ > 1 ? static_cast<float*>(a.scratch) : nullptr,
+                         local_floats_ ? static_cast<float*>(a.scratch) : nullptr,
                          told_ ? told : nullptr,
                          told_ ? told + 1 : nullptr,
                          saved_.interval,
                          p.T,
                          p.H,
-                         segment_,
+                         cuts_.tokens,
                          static_cast<int>(p.D),
                          static_cast<int>(p.K),
-                         static_cast<int>(segments_),
+                         static_cast<int>(cuts_.count),
+                         static_cast<int>(cuts_.local),
                          static_cast<int>(p.sequences)};
   const ForwardKernels use = choose(p, plain_);
-  const auto how = config(static_cast<unsigned>(blocks_), use.threads, use.memory, stream);
+  const auto how = [&](int64_t blocks) { return config(static_cast<unsigned>(blocks), use.threads, use.memory, stream); };
   if (told_) check(cudaMemsetAsync(told, 0, static_cast<size_t>(told_) * sizeof *told, stream));
-  if (segments_ > 1) launch(how, use.local, args);
-  if (segments_ > 1 && !plain_) launch_early(how, use.forward, args);
-  else launch(how, use.forward, args);
+  if (local_blocks_) launch(how(local_blocks_), use.local, args);
+  if (local_blocks_ && !plain_) launch_early(how(blocks_), use.forward, args);
+  else launch(how(blocks_), use.forward, args);
 }
 
 }  // namespace t2fw::cuda

@@ -239,9 +239,7 @@ struct State {
   int warp;
 
   __device__ __forceinline__ int key() const { return only ? 0 : task.key; }
-  __device__ __forceinline__ float* local(int64_t segment) const {
-    return p.local + (int64_t{task.block} - task.segment + segment) * Local::FLOATS;
-  }
+  __device__ __forceinline__ float* local(int segment) const { return task.local(p, Local::FLOATS, segment); }
   __device__ __forceinline__ void load(Update& update, const Desk& desk) const {
     update.load(desk.values, desk.sources, desk.all_f, desk.all_g, warp * 16, 0);
   }
@@ -285,17 +283,19 @@ struct State {
   __device__ __forceinline__ void run() const {
     const int first_row = task.column + warp * 16, thread = warp * 32 + threadIdx.x % 32;
     Rows rows;
-    if (p.segments > 1) wait_for_launch(), Local::get(local(p.segments - 1), thread, rows.S);
-    else rows.load(p.initial_state, task.n, task.h, first_row, key(), p.D, p.K);
-    for (int s = 0; s < task.segment; ++s) Local::pass(local(s), thread, rows.S);  // always in this order
+    const Segment& segment = task.segment;
+    if (p.local) wait_for_launch();
+    if (segment.count > 1) Local::get(local(segment.count - 1), thread, rows.S);
+    else rows.load(p.initial_state, task.sequence.n, task.h, first_row, key(), p.D, p.K);
+    for (int s = 0; s < segment.number; ++s) Local::pass(local(s), thread, rows.S);  // always in this order
     const int interval = static_cast<int>(p.interval);
-    int64_t number = max(task.start - 1, 0) / interval;
-    int next = p.checkpoints ? (static_cast<int>(number) + 1) * interval - task.start : -1;
+    int64_t number = max(segment.start - 1, 0) / interval;
+    int next = p.checkpoints ? (static_cast<int>(number) + 1) * interval - segment.start : -1;
     int turn = 0;
     uint32_t round = 0;
     for (int first = 0; first < task.length; first += CHUNK) {
       if (first == next) {
-        save(rows, (task.checkpoint + number++) * p.H + task.h);
+        save(rows, (task.sequence.checkpoint + number++) * p.H + task.h);
         next += interval;
       }
       Desk& desk = desks[turn];
@@ -307,14 +307,14 @@ struct State {
       rows.apply(update);
       if (++turn == turns) turn = 0, round ^= 1;
     }
-    if (task.segment + 1 == p.segments) rows.store(p.final_state, task.n, task.h, first_row, key(), p.D, p.K);
+    if (segment.last()) rows.store(p.final_state, task.sequence.n, task.h, first_row, key(), p.D, p.K);
   }
 
   // Nobody continues from the last segment: in its place the initial state is kept, which final_state may overwrite.
   __device__ __forceinline__ void keep_initial() const {
     Rows rows;
-    rows.load(p.initial_state, task.n, task.h, task.column + warp * 16, key(), p.D, p.K);
-    Local().put(local(task.segment), warp * 32 + threadIdx.x % 32, rows.S);
+    rows.load(p.initial_state, task.sequence.n, task.h, task.column + warp * 16, key(), p.D, p.K);
+    Local().put(local(task.segment.number), warp * 32 + threadIdx.x % 32, rows.S);
   }
 
   __device__ __forceinline__ void run_local() const {
@@ -332,7 +332,7 @@ struct State {
       update.multiply(all.gates);
       if (++turn == turns) turn = 0, round ^= 1;
     }
-    all.put(local(task.segment), warp * 32 + threadIdx.x % 32, rows.S);
+    all.put(local(task.segment.number), warp * 32 + threadIdx.x % 32, rows.S);
   }
 };
 
@@ -346,10 +346,11 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
   __shared__ int number;
   if (tiles && threadIdx.x == 0) number = started(p.started);
   if (tiles) __syncthreads();
-  const Task task = Task::of(p, tiles ? number : blockIdx.x, SLICE, SLICE);
+  const Task task = Task::of<outputs>(p, tiles ? number : blockIdx.x, SLICE, SLICE);
   const int warp = threadIdx.x / 32;
   if (!outputs) let_next_start();
-  if (!outputs && task.segment + 1 == p.segments) {
+  if (!task.segment.count) return;
+  if (!outputs && task.segment.last()) {
     if (warp >= inside) State<T, G, only>{p, task, desks, warp - inside}.keep_initial();
     return;
   }

@@ -13,11 +13,11 @@ struct ForwardArgs {
   const int64_t* cu_seqlens;
   void* checkpoints;   // `Saved` by forward, or NULL
   bool narrow;
-  float* local;        // what `local` leaves of every segment; NULL if a sequence is one segment
+  float* local;        // what `local` leaves of every segment; NULL if none is cut
   uint32_t* started;   // where tiles share the keys of a head: zero, to count thread blocks, and zeros
   uint32_t* written;   // for each block's warps to tell how far they are
-  int64_t interval, T, H, segment;  // tokens between saved states, and in a segment: multiples of CHUNK
-  int D, K, segments, sequences;    // sequences: of a packed batch, else 0
+  int64_t interval, T, H, segment;  // tokens between saved states, and in a segment at most: multiples of CHUNK
+  int D, K, segments, local_segments, sequences;  // slots of a batch row (Segment); sequences: of a packed batch, else 0
 };
 
 // A kernel for each head, tile of its state and segment, and the one that goes before it where there are segments: it leaves
@@ -36,33 +36,37 @@ ForwardKernels plain_forward(const Problem& p);
 
 // One segment of one head, and the tile of its state that a thread block takes.
 struct Task {
-  int64_t n, b, h, checkpoint;  // n: sequence; checkpoint: slot of its first saved state
-  int begin, length, start;     // the segment's first token in batch row b; tokens of the sequence before it
-  int column, key, segment;     // the tile's first value and key; number of the segment
-  int block;                    // and of the thread block
+  Sequence sequence;
+  Segment segment;
+  int64_t h, row;     // row: of those that a tile of a batch row's head makes
+  int begin, length;  // the segment's tokens in the batch row
+  int column, key;    // the tile's first value and key
+  int block;          // number of the thread block
 
+  // outputs: of the kernel that writes them, else of `local`
+  template <bool outputs>
   __device__ static Task of(const ForwardArgs& p, int64_t block, int values, int keys) {
+    const int segments = outputs ? p.segments : p.local_segments;
     const int slices = (p.D + values - 1) / values, tiles = (p.K + keys - 1) / keys * slices;
     Task t;
     t.block = static_cast<int>(block);
-    t.segment = static_cast<int>(block % p.segments);
-    const int tile = static_cast<int>(block / p.segments % tiles);
+    t.row = block / segments;
+    const int tile = static_cast<int>(t.row % tiles);
     t.column = tile % slices * values;
     t.key = tile / slices * keys;
-    t.h = block / p.segments / tiles % p.H;
-    t.n = block / p.segments / tiles / p.H;
-    const Sequence sequence = sequence_at(p, t.n);
-    t.b = sequence.b;
-    t.checkpoint = sequence.checkpoint;
-    t.start = static_cast<int>(t.segment * p.segment);
-    t.begin = sequence.begin + t.start;
-    const int left = sequence.length - t.start, most = static_cast<int>(p.segment);
-    t.length = left < 0 ? 0 : t.segment + 1 < p.segments && left > most ? most : left;
+    t.h = t.row / tiles % p.H;
+    segment_at<outputs>(p, t.row / tiles / p.H, static_cast<int>(block % segments), CHUNK, t.sequence, t.segment);
+    t.begin = t.sequence.begin + t.segment.start;
+    t.length = t.segment.end - t.segment.start;
     return t;
+  }
+  // What `local` leaves of the sequence's segment `number`.
+  __device__ __forceinline__ float* local(const ForwardArgs& p, int64_t floats, int number) const {
+    return p.local + (row * p.local_segments + segment.local + number) * floats;
   }
   // At most `tokens` of them.
   __device__ __forceinline__ Place place(int first, int tokens) const {
-    return {b, h, begin + first, min(length - first, tokens)};
+    return {sequence.b, h, begin + first, min(length - first, tokens)};
   }
 };
 

@@ -23,6 +23,12 @@ struct Saved {
 };
 Saved saved_states(const Problem& p);
 
+// How sequences are cut, so that a GPU with room for few thread blocks of them is sooner done (cut).
+struct Segments {
+  int64_t count, tokens;  // a batch row's slots for segments; tokens of a segment, at most
+  int64_t local;          // slots for those that leave a local state
+};
+
 // decay forward of one plan.
 class DecayForward {
  public:
@@ -35,8 +41,9 @@ class DecayForward {
   Problem p_;
   Saved saved_;
   bool plain_;
-  int64_t segments_, segment_, blocks_;  // segments of a sequence, their tokens; thread blocks
-  int64_t local_floats_, told_;          // in scratch: of all segments' local states; `started` and `written`
+  Segments cuts_;
+  int64_t blocks_, local_blocks_;  // thread blocks, and those of the kernel for local states
+  int64_t local_floats_, told_;    // in scratch: of all segments' local states; `started` and `written`
   size_t scratch_;
 };
 
@@ -51,7 +58,8 @@ class DecayBackward {
  private:
   Problem p_;
   Saved saved_;
-  int64_t segments_, segment_, tiles_, blocks_;  // tiles_, of a head, and blocks_: of a launch
+  Segments cuts_;
+  int64_t tiles_, blocks_, local_blocks_;  // of a launch: a head's tiles; thread blocks, and those of the kernel for local states
   // in scratch: of all segments' local states; states that a block keeps; `started` and `written`
   int64_t local_floats_, kept_, told_;
   size_t scratch_;

@@ -60,12 +60,24 @@ int64_t most_blocks(const Problem& p) {
   // more, step's 32.
   static_assert(SLICE == 64 && largest_key == 4 * SLICE);
   const int64_t tiles = (p.D + SLICE - 1) / SLICE * 4;
-  const int64_t segments = p.sequences ? 1 : std::max<int64_t>(1, p.T / SEGMENT);  // the least that is cut
-  return sequence_count(p) * p.H * tiles * segments;
+  const int64_t segments = p.T / SEGMENT;  // of the least that is cut
+  return (p.sequences ? p.sequences + segments : p.B * std::max<int64_t>(1, segments)) * p.H * tiles;
+}
+
+static Segments cut_packed(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple, int64_t least) {
+  const auto round = [&](int64_t tokens) { return (tokens + multiple - 1) / multiple * multiple; };
+  const Segments uncut{p.sequences, round(p.T + 1), 0};
+  if (p.flags & T2FW_BATCH_INVARIANT) return uncut;  // a sequence's neighbours would decide where it is cut
+  Problem even = p;  // as many sequences of one length
+  even.sequences = 0, even.B = p.sequences, even.T = (p.T + p.sequences - 1) / p.sequences;
+  const Segments cuts = cut(even, slices, slots, local_pass, multiple, least);
+  const int64_t share = p.T * p.H * slices / slots;  // of all tokens, what one of the GPU's slots has
+  const int64_t tokens = round(cuts.count > 1 ? cuts.tokens * 5 / 4 : std::max(LONG_SEQUENCE, 2 * std::max(even.T, share)));
+  return tokens < p.T ? Segments{p.sequences + p.T / tokens, tokens, p.T / (tokens / 2)} : uncut;
 }
 
 Segments cut(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple, int64_t least) {
-  if (p.sequences) return {1, (p.T + multiple - 1) / multiple * multiple};
+  if (p.sequences) return cut_packed(p, slices, slots, local_pass, multiple, least);
   const bool alone = p.flags & T2FW_BATCH_INVARIANT;  // as if the sequence were the only one
   const int64_t blocks = std::max<int64_t>(1, (alone ? 1 : p.B) * p.H * slices);
   const auto rounds = [&](int64_t count) {  // a round of whole sequences is one
@@ -76,7 +88,8 @@ Segments cut(const Problem& p, int64_t slices, int64_t slots, double local_pass,
   for (int64_t count = 2; count <= std::min(slots, p.T / least); ++count)
     if (const double time = rounds(count) * local_pass; time < WORTH * best) wanted = count, best = time;
   const int64_t tokens = ((p.T + wanted - 1) / wanted + multiple - 1) / multiple * multiple;
-  return {std::max<int64_t>(1, tokens ? (p.T + tokens - 1) / tokens : 1), tokens};
+  const int64_t count = std::max<int64_t>(1, tokens ? (p.T + tokens - 1) / tokens : 1);
+  return {count, tokens, count > 1 ? count : 0};
 }
 
 }  // namespace t2fw::cuda

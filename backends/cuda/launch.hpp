@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "chunk.cuh"
+#include "kernels.hpp"
 
 namespace t2fw::cuda {
 
@@ -39,12 +40,11 @@ Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, co
 Rows gate_rows(const Problem& p, const void* data, t2fw_gate gate, int64_t columns, const t2fw_token_strides& s);
 
 // The tokens of a sequence cut into `count` segments of `tokens` each, the last one perhaps shorter, where that lets a GPU
-// that has room for `slots` at once be done sooner. Packed sequences, whose lengths the host does not know, are not cut.
+// that has room for `slots` at once be done sooner. The host does not know packed sequences' lengths: `tokens` is what the
+// longest segment may have (sequence.cuh), a quarter more than if all were of one length, or, if that needed no cut, twice as
+// much as the average and as a slot's share; `count` and `local` are how many slots they may need.
 // slices: how many each segment of a head is to the GPU; local_pass: how long a launch takes with the one for the local states
 // before it, over its time alone; tokens is a multiple of `multiple`, `least` at least.
-struct Segments {
-  int64_t count, tokens;
-};
 Segments cut(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple, int64_t least);
 
 // Of the plan's GPU.

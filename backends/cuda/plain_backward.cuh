@@ -55,12 +55,12 @@ struct Backward {
   }
   __device__ __forceinline__ void load(const StateOperand& x, Patch& S) const {
     if (!x.data) return;
-    const int64_t base = task.n * x.strides.b + task.h * x.strides.h;
+    const int64_t base = task.sequence.n * x.strides.b + task.h * x.strides.h;
     each(S, [&](float& s, int d, int j) { s = x.get<T>(base + d * x.strides.d + j); });
   }
   __device__ __forceinline__ void store(const StateOperand& x, Patch& S) const {
     if (!x.data) return;
-    const int64_t base = task.n * x.strides.b + task.h * x.strides.h;
+    const int64_t base = task.sequence.n * x.strides.b + task.h * x.strides.h;
     each(S, [&](float& s, int d, int j) { x.put<T>(base + d * x.strides.d + j, s); });
   }
   // The state before run `run`, where one was saved.
@@ -298,9 +298,7 @@ struct Backward {
     }
   }
 
-  __device__ __forceinline__ float* local(int segment) const {
-    return p.local + (int64_t{blockIdx.x} - task.segment + segment) * Local::FLOATS;
-  }
+  __device__ __forceinline__ float* local(int segment) const { return task.local(p, Local::FLOATS, segment); }
   // R from zero, with the products of all gates.
   __device__ __forceinline__ void run_local(int first, int last) const {
     Patch R = {};
@@ -315,7 +313,7 @@ struct Backward {
 #pragma unroll 2
       for (int t = BACK_RUN - 1; t >= 0; --t) retreat_local(turn, t, R, all.gates);
     }
-    all.put(local(task.segment), threadIdx.x, R);
+    all.put(local(task.segment.number), threadIdx.x, R);
   }
   __device__ __forceinline__ void retreat_local(int turn, int t, Patch& R, Patch& gates) const {
     const Side &values = memory.run[turn][0], &keys = memory.run[turn][1];
@@ -339,20 +337,21 @@ template <class T, class G, bool outputs>
 __global__ void __launch_bounds__(BACKWARD_THREADS) backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
   using Work = Backward<T, G>;
-  const int block = blockIdx.x / p.segments, i = block % p.together, values = p.side[0].tiles, keys = p.side[1].tiles;
-  const int64_t tile = (int64_t{block / p.together} * keys + p.side[1].turn[i].tile) * values + p.side[0].turn[i].tile;
-  const TileTask task = TileTask::of(p, tile * p.segments + blockIdx.x % p.segments);
+  const int segments = outputs ? p.segments : p.local_segments, row = blockIdx.x / segments, i = row % p.together;
+  const int values = p.side[0].tiles, keys = p.side[1].tiles;
+  const int64_t tile = (int64_t{row / p.together} * keys + p.side[1].turn[i].tile) * values + p.side[0].turn[i].tile;
+  TileTask task = TileTask::of<outputs>(p, tile, blockIdx.x % segments);
+  task.row = row;  // of the launch
+  if (!task.segment.count) return;
   const Work work{p, task, *reinterpret_cast<BackwardMemory*>(memory), p.side[threadIdx.x / Work::HALF].turn[i].adds};
-  const int runs = (task.sequence.length + BACK_RUN - 1) / BACK_RUN;
-  const int each = static_cast<int>(p.segment / BACK_RUN), first = task.segment * each;
-  const int last = task.segment + 1 < p.segments && runs > first + each ? first + each : runs;
+  const int first = task.segment.start / BACK_RUN, last = (task.segment.end + BACK_RUN - 1) / BACK_RUN;
   if constexpr (outputs) {
     typename Work::Patch R = {};
     work.load(p.d_final_state, R);
-    for (int s = p.segments - 1; s > task.segment; --s) Work::Local::pass(work.local(s), threadIdx.x, R);
+    for (int s = task.segment.count - 1; s > task.segment.number; --s) Work::Local::pass(work.local(s), threadIdx.x, R);
     if (last > first) work.run(first, last, R);
-    if (task.segment == 0) work.store(p.d_initial_state, R);
-  } else if (task.segment > 0) {
+    if (task.segment.number == 0) work.store(p.d_initial_state, R);
+  } else if (task.segment.number > 0) {
     work.run_local(first, last);
   }
 }

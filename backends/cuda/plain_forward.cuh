@@ -49,29 +49,27 @@ struct Forward {
   __device__ __forceinline__ void load(Patch& S) const {
     if (!p.initial_state.data) return;
     const t2fw_state_strides& s = p.initial_state.strides;
-    const int64_t base = task.n * s.b + task.h * s.h;
+    const int64_t base = task.sequence.n * s.b + task.h * s.h;
     each(S, p.K, [&](float& x, int d, int j) { x = p.initial_state.get<T>(base + d * s.d + j); });
   }
   __device__ __forceinline__ void store(Patch& S) const {
     if (!p.final_state.data) return;
     const t2fw_state_strides& s = p.final_state.strides;
-    const int64_t base = task.n * s.b + task.h * s.h;
+    const int64_t base = task.sequence.n * s.b + task.h * s.h;
     each(S, p.K, [&](float& x, int d, int j) { p.final_state.put<T>(base + d * s.d + j, x); });
   }
 
-  __device__ __forceinline__ float* local(int64_t segment) const {
-    return p.local + (blockIdx.x - task.segment + segment) * Local::FLOATS;
-  }
+  __device__ __forceinline__ float* local(int segment) const { return task.local(p, Local::FLOATS, segment); }
   __device__ __forceinline__ void enter(Patch& S) const {
-    if (p.segments > 1) Local::get(local(p.segments - 1), threadIdx.x, S);  // see keep_initial
+    if (task.segment.count > 1) Local::get(local(task.segment.count - 1), threadIdx.x, S);  // see keep_initial
     else load(S);
-    for (int s = 0; s < task.segment; ++s) Local::pass(local(s), threadIdx.x, S);
+    for (int s = 0; s < task.segment.number; ++s) Local::pass(local(s), threadIdx.x, S);
   }
   // Nobody continues from the last segment: in its place the initial state is kept, which final_state may overwrite.
   __device__ __forceinline__ void keep_initial() const {
     Patch S = {};
     load(S);
-    Local().put(local(task.segment), threadIdx.x, S);
+    Local().put(local(task.segment.number), threadIdx.x, S);
   }
 
   // A run on its way into shared memory.
@@ -168,7 +166,7 @@ struct Forward {
   }
 
   __device__ __forceinline__ void save(Patch& S, int64_t number) const {
-    const int64_t state = (task.checkpoint + number) * p.H + task.h, width = p.narrow ? SavedRow::width(p.K) : p.K;
+    const int64_t state = (task.sequence.checkpoint + number) * p.H + task.h, width = p.narrow ? SavedRow::width(p.K) : p.K;
     each(S, width, [&](float& x, int d, int j) {
       if (p.narrow) static_cast<T*>(p.checkpoints)[(state * p.D + d) * width + SavedRow::place(j)] = narrow<T>(x);
       else static_cast<float*>(p.checkpoints)[(state * p.K + j) * p.D + d] = x;
@@ -184,8 +182,8 @@ struct Forward {
     Coming<outputs> coming;
     coming.start(*this, 0, 0);
     const int interval = static_cast<int>(p.interval);
-    int64_t number = max(task.start - 1, 0) / interval;
-    int next = p.checkpoints ? (static_cast<int>(number) + 1) * interval - task.start : -1;
+    int64_t number = max(task.segment.start - 1, 0) / interval;
+    int next = p.checkpoints ? (static_cast<int>(number) + 1) * interval - task.segment.start : -1;
     int turn = 0;
     for (int first = 0; first < task.length; first += RUN, turn ^= 1) {
       coming.finish(*this, turn);
@@ -210,18 +208,19 @@ template <class T, class G, int KP, bool outputs>
 __global__ void __launch_bounds__(FORWARD_THREADS, 2) forward_kernel(const __grid_constant__ ForwardArgs p) {
   extern __shared__ __align__(16) char memory[];
   using Work = Forward<T, G, KP>;
-  const Task task = Task::of(p, blockIdx.x, Work::VALUES, p.K);
+  const Task task = Task::of<outputs>(p, blockIdx.x, Work::VALUES, p.K);
+  if (!task.segment.count) return;
   const Work work{p, task, *reinterpret_cast<typename Work::Memory*>(memory)};
   typename Work::Patch S = {};
   if constexpr (outputs) {
     work.enter(S);
     work.template run<true>(S, nullptr);
-    if (task.segment + 1 == p.segments) work.store(S);
+    if (task.segment.last()) work.store(S);
   } else {
-    if (task.segment + 1 == p.segments) return work.keep_initial();
+    if (task.segment.last()) return work.keep_initial();
     typename Work::Local all;
     work.template run<false>(S, &all.gates);
-    all.put(work.local(task.segment), threadIdx.x, S);
+    all.put(work.local(task.segment.number), threadIdx.x, S);
   }
 }
 

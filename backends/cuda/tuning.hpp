@@ -16,4 +16,8 @@ inline constexpr double FORWARD_LOCAL_PASS = 1.5, BACKWARD_LOCAL_PASS = 1.2;
 // 777 us), and starts with empty hands.
 inline constexpr double WORTH = 0.85;
 
+// Packed sequences of which an average one need not be cut: tokens up to which none is. It saves them the launch that finds
+// none to cut.
+inline constexpr int64_t LONG_SEQUENCE = 2048;
+
 }  // namespace t2fw::cuda
