@@ -34,22 +34,36 @@ BackwardKernels choose(const Problem& p, bool plain) {
 
 constexpr int64_t largest = 256;  // D and K
 
-// Where the plain kernels cut a sequence, a segment is long enough for its scratch to be one in so many bytes of its operands
-// and results: with the saved states, at most a tenth of them, less than a quarter.
-constexpr int64_t scratch_share = 7;
-
 int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
 
-// Of a token of a head: v, y, q, k, the gates, and the gradients of all.
-int64_t token_bytes(const Problem& p) {
-  return 4 * (p.D + p.K) * static_cast<int64_t>(bytes_of(p.data_dtype)) +
-         2 * (gate_width(p.f, p.D) + gate_width(p.g, p.K)) * static_cast<int64_t>(bytes_of(p.gate_dtype));
+// How the kernels divide a head's work: tokens between saved states, states that a block keeps in scratch between two of those,
+// and tiles of a launch.
+struct Form {
+  int64_t interval, kept, together;
+};
+
+// For the plain kernels: the interval that wants the fewest bytes for both kinds of states, of tiles that share no gradient,
+// or, where that is over a quarter of operands and results, of one tile a launch; for a packed row as for one sequence.
+Form plain_form(const Problem& p, int64_t run) {
+  const int64_t floats = static_cast<int64_t>(sizeof(float)), heads = p.B * p.H, state = p.D * p.K * floats;
+  const int64_t most = heads * (p.T * token_bytes(p) + 2 * state) / 4;
+  const bool sums = p.f == T2FW_GATE_HEAD || p.g == T2FW_GATE_HEAD;
+  Form best{};
+  int64_t least = INT64_MAX;
+  for (int64_t together = sums ? 1 : std::min(tiles(p.D), tiles(p.K)); together && least > most; together = together > 1)
+    for (int64_t interval = checkpoint_interval(p); interval >= CHUNK; interval /= 2) {
+      const int64_t longest = std::max<int64_t>(1, std::min(interval, p.T));
+      const int64_t kept = (longest - 1) / run;  // before all runs of a stretch but the last
+      const int64_t bytes = checkpoint_slots(p, interval) * p.H * state + heads * together * kept * SLICE * SLICE * floats;
+      if (bytes < least) best = {interval, kept, together}, least = bytes;
+    }
+  return best;
 }
 
-// Of a head's tiles, how many a launch has: all, or as many as share no gradient.
-int64_t tiles_together(const Problem& p, const BackwardKernels& use) {
-  if (use.waiting) return tiles(p.D) * tiles(p.K);
-  return p.f == T2FW_GATE_HEAD || p.g == T2FW_GATE_HEAD ? 1 : std::min(tiles(p.D), tiles(p.K));
+Form form(const Problem& p) {
+  if (!DecayBackward::takes(p)) return {checkpoint_interval(p), 0, 0};  // the portable backward's
+  if (tensor_cores(p)) return {BLOCK, 0, tiles(p.D) * tiles(p.K)};
+  return plain_form(p, plain_backward(p).run);
 }
 
 // Gives the plain kernels the tiles of their next launch. They go by rounds, which have every tile of the side of fewer once
@@ -70,7 +84,7 @@ void take_turns(BackwardArgs& p) {
 
 Saved saved_states(const Problem& p) {
   const bool narrow = DecayBackward::takes(p) && tensor_cores(p);
-  const int64_t interval = narrow ? BLOCK : checkpoint_interval(p);
+  const int64_t interval = form(p).interval;
   const int64_t states = checkpoint_slots(p, interval) * p.H;
   const size_t row = narrow ? static_cast<size_t>(SavedRow::width(p.K)) * bytes_of(p.data_dtype)
                             : static_cast<size_t>(p.K) * sizeof(float);
@@ -82,15 +96,13 @@ bool DecayBackward::takes(const Problem& p) { return p.D <= largest && p.K <= la
 DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) {
   const BackwardKernels use = choose(p, !saved_.narrow);
   for (const auto kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
-  const int64_t longest = std::min(saved_.interval, p.T), local = static_cast<int64_t>(use.local_floats);
-  kept_ = use.run ? (longest - 1) / use.run : 0;  // before all runs of a stretch but the last
-  tiles_ = tiles_together(p, use);
+  const Form of = form(p);
+  const int64_t local = static_cast<int64_t>(use.local_floats);
+  kept_ = of.kept, tiles_ = of.together;
   const int64_t bytes = tiles_ * (local + kept_ * SLICE * SLICE) * static_cast<int64_t>(sizeof(float));  // of a segment
-  const int64_t least = use.waiting ? SEGMENT : std::max(SEGMENT, bytes * scratch_share / token_bytes(p));
   // They start where a state was saved.
-  const Segments cuts = cut(p, tiles_, multiprocessors(p), BACKWARD_LOCAL_PASS, std::max<int64_t>(BLOCK, saved_.interval), least);
-  cuts_ = cuts;
-  blocks_ = p.B * p.H * tiles_ * cuts.count, local_blocks_ = p.B * p.H * tiles_ * cuts.local;
+  cuts_ = cut(p, tiles_, multiprocessors(p), BACKWARD_LOCAL_PASS, std::max<int64_t>(BLOCK, saved_.interval), bytes);
+  blocks_ = p.B * p.H * tiles_ * cuts_.count, local_blocks_ = p.B * p.H * tiles_ * cuts_.local;
   local_floats_ = local_blocks_ * local;
   told_ = blocks_ && tiles_ > 1 && use.waiting ? 1 + blocks_ * use.waiting : 0;
   scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE + told_) * sizeof(float);

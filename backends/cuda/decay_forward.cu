@@ -45,9 +45,9 @@ DecayForward::DecayForward(const Problem& p)
   const ForwardKernels use = choose(p, plain_);
   for (const auto kernel : {use.forward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
   const int64_t slices = (p.D + use.values - 1) / use.values, keys = (p.K + use.keys - 1) / use.keys;
-  const Segments cuts = cut(p, slices * keys, multiprocessors(p), FORWARD_LOCAL_PASS, CHUNK, SEGMENT);
-  cuts_ = cuts;
-  blocks_ = p.B * p.H * slices * keys * cuts.count, local_blocks_ = p.B * p.H * slices * keys * cuts.local;
+  const int64_t bytes = slices * keys * static_cast<int64_t>(use.local_floats * sizeof(float));  // of a segment
+  cuts_ = cut(p, slices * keys, multiprocessors(p), FORWARD_LOCAL_PASS, CHUNK, bytes);
+  blocks_ = p.B * p.H * slices * keys * cuts_.count, local_blocks_ = p.B * p.H * slices * keys * cuts_.local;
   local_floats_ = local_blocks_ * static_cast<int64_t>(use.local_floats);
   told_ = blocks_ && keys > 1 ? 1 + blocks_ * use.waiting : 0;
   scratch_ = static_cast<size_t>(local_floats_ + told_) * sizeof(float);

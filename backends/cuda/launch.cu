@@ -64,25 +64,39 @@ int64_t most_blocks(const Problem& p) {
   return (p.sequences ? p.sequences + segments : p.B * std::max<int64_t>(1, segments)) * p.H * tiles;
 }
 
-static Segments cut_packed(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple, int64_t least) {
+int64_t token_bytes(const Problem& p) {
+  return 4 * (p.D + p.K) * static_cast<int64_t>(bytes_of(p.data_dtype)) +
+         2 * (gate_width(p.f, p.D) + gate_width(p.g, p.K)) * static_cast<int64_t>(bytes_of(p.gate_dtype));
+}
+
+// Tokens of a segment, at least: its scratch is one in so many bytes of its operands and results. With the saved states, which
+// on tensor cores are up to a sixth of them (64x64: a twelfth), else a tenth, that is a quarter at most.
+static int64_t least_segment(const Problem& p, int64_t scratch) {
+  return std::max(SEGMENT, scratch * (tensor_cores(p) ? 12 : 7) / token_bytes(p));
+}
+
+static Segments cut_packed(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple,
+                           int64_t scratch) {
   const auto round = [&](int64_t tokens) { return (tokens + multiple - 1) / multiple * multiple; };
   const Segments uncut{p.sequences, round(p.T + 1), 0};
   if (p.flags & T2FW_BATCH_INVARIANT) return uncut;  // a sequence's neighbours would decide where it is cut
   Problem even = p;  // as many sequences of one length
   even.sequences = 0, even.B = p.sequences, even.T = (p.T + p.sequences - 1) / p.sequences;
-  const Segments cuts = cut(even, slices, slots, local_pass, multiple, least);
+  const Segments cuts = cut(even, slices, slots, local_pass, multiple, scratch);
   const int64_t share = p.T * p.H * slices / slots;  // of all tokens, what one of the GPU's slots has
-  const int64_t tokens = round(cuts.count > 1 ? cuts.tokens * 5 / 4 : std::max(LONG_SEQUENCE, 2 * std::max(even.T, share)));
+  const int64_t wanted = cuts.count > 1 ? cuts.tokens * 5 / 4 : std::max(LONG_SEQUENCE, 2 * std::max(even.T, share));
+  const int64_t tokens = round(std::max(wanted, 2 * least_segment(p, scratch)));  // there are two slots for each
   return tokens < p.T ? Segments{p.sequences + p.T / tokens, tokens, p.T / (tokens / 2)} : uncut;
 }
 
-Segments cut(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple, int64_t least) {
-  if (p.sequences) return cut_packed(p, slices, slots, local_pass, multiple, least);
+Segments cut(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple, int64_t scratch) {
+  if (p.sequences) return cut_packed(p, slices, slots, local_pass, multiple, scratch);
   const bool alone = p.flags & T2FW_BATCH_INVARIANT;  // as if the sequence were the only one
   const int64_t blocks = std::max<int64_t>(1, (alone ? 1 : p.B) * p.H * slices);
   const auto rounds = [&](int64_t count) {  // a round of whole sequences is one
     return static_cast<double>((blocks * count + slots - 1) / slots) / static_cast<double>(count);
   };
+  const int64_t least = least_segment(p, scratch);
   int64_t wanted = 1;
   double best = rounds(1);
   for (int64_t count = 2; count <= std::min(slots, p.T / least); ++count)

@@ -19,8 +19,8 @@ struct Segment {
   __device__ __forceinline__ bool last() const { return number + 1 == count; }
 };
 
-// Which segment has a slot of batch row n. all: of the p.segments slots for all segments, else of the p.local_segments for those
-// of sequences that are cut. Args: ForwardArgs or BackwardArgs.
+// Which segment has a slot of batch row n. all: of the p.segments slots for all segments, else of the p.local_segments for
+// those of sequences that are cut. Args: ForwardArgs or BackwardArgs.
 //
 // A row of one sequence has a slot for each segment. A packed sequence is cut into as few segments as make none longer than
 // p.segment, of one length but for the last, a multiple of `multiple`. Its first slot is begin / p.segment + n: as
