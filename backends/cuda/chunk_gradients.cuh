@@ -132,7 +132,6 @@ template <class T, class G, bool logits>
 struct ChunkGradients {
   using P = typename Pair<T>::type;
   using Desk = SideDesk<T, G>;
-  static constexpr bool KEPT = logits && !std::is_same_v<G, __half>;  // a lane's number, through step 3: found to spill nothing
   BackwardMemory<T, G>& memory;
 
   __device__ __forceinline__ int first_column(bool key_side) const { return key_side ? memory.task.key : memory.task.value; }
@@ -308,7 +307,8 @@ struct ChunkGradients {
 
   // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients.
   __device__ __forceinline__ void gradients(int number, bool second) const {
-    const int lane = KEPT ? threadIdx.x % 32 : fresh(threadIdx.x % 32), first = second * HALF_SLICE;
+    const int lane = logits ? threadIdx.x % 32 : fresh(threadIdx.x % 32);  // found to spill nothing
+    const int first = second * HALF_SLICE;
     Quarter E[2], L[2];
     float passing[2][2];
     if (number % 2) meet<true>(number, first, lane, E, L, passing);

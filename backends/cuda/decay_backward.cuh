@@ -237,6 +237,7 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
     kernel.memory.task = TileTask::of<outputs>(p, block / segments, block % segments);
   }
   __syncthreads();
+  if (outputs && p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
   if (!task.segment.count) return;
   const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS, segment = task.segment.number;
   const int first = task.segment.start / BLOCK, last = (task.segment.end + BLOCK - 1) / BLOCK;

@@ -349,6 +349,7 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
   const Task task = Task::of<outputs>(p, tiles ? number : blockIdx.x, SLICE, SLICE);
   const int warp = threadIdx.x / 32;
   if (!outputs) let_next_start();
+  if (outputs && p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
   if (!task.segment.count) return;
   if (!outputs && task.segment.last()) {
     if (warp >= inside) State<T, G, only>{p, task, desks, warp - inside}.keep_initial();

@@ -46,10 +46,11 @@ __device__ __forceinline__ void segment_at(const Args& p, int64_t n, int slot, i
   }
   const int begin = offset(low), length = max(offset(low + 1) - begin, 0), number = slot - first(low, begin);
   s = {low, 0, begin, length, begin / p.interval};
-  const int cuts = max((length + most - 1) / most, 1), each = ((length + cuts - 1) / cuts + multiple - 1) / multiple * multiple;
-  const int count = length ? (length + each - 1) / each : 1, start = number * each, local = begin / (most / 2);
+  const int cuts = length > most ? (length - 1) / most + 1 : 1;  // no sum here passes 2^31
+  const int each = (max(length - 1, 0) / cuts / multiple + 1) * multiple;
+  const int count = length ? (length - 1) / each + 1 : 1, local = begin / (most / 2);
   if (number < 0 || number >= count || (count == 1 ? !all : local + count > p.local_segments)) segment = {};
-  else segment = {number, count, start, min(start + each, length), local};
+  else segment = {number, count, number * each, min(each, length - number * each) + number * each, local};
 }
 
 }  // namespace t2fw::cuda
