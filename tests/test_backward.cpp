@@ -121,12 +121,13 @@ TEST_P(BackwardMemory, IsAQuarterOfOperandsAndResultsAtMost) {
 
 INSTANTIATE_TEST_SUITE_P(All, BackwardMemory, testing::ValuesIn(backends()), backend_name);
 
-// Where a kernel keeps its workspace goes by its size, and so by D and K: every width is one of those at which it changes.
+// Where a kernel of the portable backend keeps its workspace goes by D and K. Odd widths are keys, even ones values.
 class Widths : public testing::TestWithParam<Backend> {};
 
 TEST_P(Widths, EveryOneOfThemEqualsOracle) {
   const Backend& backend = GetParam();
   if (backend.name == "reference") GTEST_SKIP() << "one code for all widths";
+  if (!memory_of(backend.device).present()) GTEST_SKIP() << "no device is present for " << backend.name;
   for (const t2fw_rule rule : {T2FW_DECAY, T2FW_DELTA})
     for (const t2fw_dtype dtype : {T2FW_FP32, T2FW_FP64})
       for (int64_t width = 1; width <= 260; ++width) {
@@ -135,8 +136,7 @@ TEST_P(Widths, EveryOneOfThemEqualsOracle) {
         Tensors x = make_inputs(c);
         oracle_backward(c, x);
         Session run(backend, c, x);
-        if (run.skip.find("no device") != std::string::npos) GTEST_SKIP() << run.skip;
-        if (!run.ready()) continue;
+        if (!run.ready()) continue;  // a native backend takes less
         run.forward();
         run.backward();
         if (HasFatalFailure()) FAIL() << name_of(c);

@@ -157,6 +157,36 @@ TEST_P(LongPacked, EqualSeparate) {
   }
 }
 
+TEST_P(LongPacked, AloneHasTheSameBits) {
+  const auto& [backend, c] = GetParam();
+  const std::vector<int64_t> cu{0, 40, 1640, 1640, 1647};
+  Case all = c, one = c;
+  all.T = cu.back(), one.T = cu[2] - cu[1];
+  const Tensors x = make_inputs(all);
+  Case many = all;
+  many.B = 4;
+  const Tensors states = make_inputs(many);
+  Tensors of_all = x, of_one = tokens(all, x, cu[1], one.T);
+  of_all.initial_state = states.initial_state, of_all.d_final_state = states.d_final_state;
+  of_one.initial_state = part(states.initial_state, 4, 1, 1), of_one.d_final_state = part(states.d_final_state, 4, 1, 1);
+  t2fw_descriptor d = describe(backend, all), e = describe(backend, one);
+  d.flags |= T2FW_BATCH_INVARIANT, e.flags |= T2FW_BATCH_INVARIANT;
+  d.sequences = 4, e.sequences = 1;
+  Session packed(backend, all, of_all, d, cu), alone(backend, one, of_one, e, {0, one.T});
+  T2FW_NEED_PLAN(packed);
+  for (Session* run : {&packed, &alone}) {
+    run->forward();
+    run->backward();
+  }
+  if (HasFatalFailure()) return;
+  EXPECT_EQ(alone.final_state.read(), part(packed.final_state.read(), 4, 1, 1));
+  EXPECT_EQ(alone.d_initial_state.read(), part(packed.d_initial_state.read(), 4, 1, 1));
+  for (auto member : {&Session::y, &Session::d_v, &Session::d_f, &Session::d_q, &Session::d_k, &Session::d_g})
+    if (packed.*member) {
+      EXPECT_EQ((alone.*member).read(), tokens((packed.*member).read(), 1, all.T, cu[1], one.T));
+    }
+}
+
 std::vector<Parameter> of_long_rows() {
   std::vector<Case> kept;
   for (const Case& c : all_cases())

@@ -38,7 +38,7 @@ struct BackwardArgs {
 
 // One segment of one head, and the tile that a thread block takes of it.
 struct TileTask {
-  int64_t row;
+  int64_t row;  // of those that a tile of a batch row's head makes; in the plain kernels, of the launch's
   int block, value, key, h;  // block: its number, on tensor cores, of those that write; value, key: the tile's first
   Sequence sequence;
   Segment segment;

@@ -307,7 +307,7 @@ struct ChunkGradients {
 
   // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients.
   __device__ __forceinline__ void gradients(int number, bool second) const {
-    const int lane = logits ? threadIdx.x % 32 : fresh(threadIdx.x % 32);  // found to spill nothing
+    const int lane = logits ? threadIdx.x % 32 : fresh(threadIdx.x % 32);  // kept or not: so nothing spills
     const int first = second * HALF_SLICE;
     Quarter E[2], L[2];
     float passing[2][2];

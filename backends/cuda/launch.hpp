@@ -44,8 +44,8 @@ Rows gate_rows(const Problem& p, const void* data, t2fw_gate gate, int64_t colum
 // longest segment may have (sequence.cuh), a quarter more than if all were of one length, or, if that needed no cut, twice as
 // much as the average and as a slot's share; `count` and `local` are how many slots they may need.
 // slices: how many each segment of a head is to the GPU; local_pass: how long a launch takes with the one for the local states
-// before it, over its time alone; tokens is a multiple of `multiple`; scratch: bytes that each segment of a head costs, of
-// which as many are cut as keep a plan's memory (BackwardMemory in the tests).
+// before it, over its time alone; tokens is a multiple of `multiple`; scratch: bytes of it
+// that each segment of a head costs; none is so short that they and the saved states pass a quarter of operands and results.
 Segments cut(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple, int64_t scratch);
 
 // Of a token of a head: v, y, q, k, the gates, and the gradients of all.
