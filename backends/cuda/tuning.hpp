@@ -17,7 +17,7 @@ inline constexpr double FORWARD_LOCAL_PASS = 1.5, BACKWARD_LOCAL_PASS = 1.2;
 inline constexpr double WORTH = 0.85;
 
 // Packed sequences of which an average one need not be cut: tokens up to which none is. It saves them the launch that finds
-// none to cut.
+// none to cut. By count, not measured: of 64x64 they take a forward 80 us.
 inline constexpr int64_t LONG_SEQUENCE = 2048;
 
 }  // namespace t2fw::cuda

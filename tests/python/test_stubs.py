@@ -1,4 +1,4 @@
-"""The stub of the extension module says what the module is."""
+"""The .pyi file of the extension module says what the module is."""
 import ast
 import inspect
 import pathlib
