@@ -353,26 +353,15 @@ struct ChunkGradients {
 #pragma unroll
       for (int i = 0; i < count; ++i) line[i] = *reinterpret_cast<const uint4*>(&rows[row_of(t + i * together)][first + j]);
     }
-    // += what is there, which another thread block wrote
-    __device__ __forceinline__ void add(const Rows& from, const Place& c, int column, int columns) {
-      if (column + j >= columns) return;
-      const E* at_t = whole_at<E>(from, c, t, column + j);
-      const int64_t step = together * from.t;
-      uint4 there[count];
-#pragma unroll
-      for (int i = 0; i < count; ++i, at_t += step) there[i] = load_written(reinterpret_cast<const uint4*>(at_t));
-#pragma unroll
-      for (int i = 0; i < count * each; ++i) {
-        E& x = reinterpret_cast<E*>(line)[i];
-        x = narrow<E>(widen(x) + widen(reinterpret_cast<const E*>(there)[i]));
-      }
-    }
-    __device__ __forceinline__ void write(const Rows& to, const Place& c, int column, int columns) const {
+    // adds: to what is there.
+    __device__ __forceinline__ void write(const Rows& to, const Place& c, int column, int columns, bool adds) const {
       if (column + j >= columns) return;
       const E* at_t = whole_at<E>(to, c, t, column + j);
       const int64_t step = together * to.t;
 #pragma unroll
-      for (int i = 0; i < count; ++i, at_t += step) store_line(at_t, line[i]);
+      for (int i = 0; i < count; ++i, at_t += step)
+        if (adds) add_line<E>(at_t, line[i]);
+        else store_line(at_t, line[i]);
     }
   };
 
@@ -392,7 +381,7 @@ struct ChunkGradients {
 
   // After step 3 of a desk's warps: this warp's part of the gradients. Where tiles have parts in the same element, the first
   // stores and the next ones, in their order, add: a warp waits for the one that has its place in the tile before. `blocks`:
-  // how many of them, with this one, this warp then has written.
+  // how many of them, with this one, that one must have written.
   __device__ __forceinline__ void write_desk(int number, bool second, const Place& c, uint32_t blocks) const {
     const bool key_side = number % 2;
     const SideArgs& s = memory.side[key_side];
@@ -406,14 +395,9 @@ struct ChunkGradients {
       Lines<T> x, z;
       Lines<G> a;
       x.read(desk.x, first), z.read(desk.z, first), a.read(desk.a, first);
-      if (adds) {
-        if (key_side) x.add(s.d_x, c, column, s.width);
-        z.add(s.d_z, c, column, s.width);
-        if (full) a.add(s.d_a, c, column, s.width);
-      }
-      if (key_side) x.write(s.d_x, c, column, s.width);
-      z.write(s.d_z, c, column, s.width);
-      if (full) a.write(s.d_a, c, column, s.width);
+      if (key_side) x.write(s.d_x, c, column, s.width, adds);
+      z.write(s.d_z, c, column, s.width, adds);
+      if (full) a.write(s.d_a, c, column, s.width, adds);
     } else {
       if (key_side) write_elements(s.d_x, c, desk.x, first, column, s.width, adds);
       write_elements(s.d_z, c, desk.z, first, column, s.width, adds);
@@ -426,7 +410,16 @@ struct ChunkGradients {
       for (const auto& part : desk.sums) sum += part[t];
       *to = narrow<G>(sum);
     }
-    if (values * memory.side[1].tiles > 1) tell(memory.written + warp, blocks);
+  }
+
+  // That this warp has written the gradients of so many blocks, if a later tile adds to them. Waits until the writes have arrived.
+  __device__ __forceinline__ void tell_written(uint32_t blocks) const {
+    const int warp = fresh(threadIdx.x / 32), key_side = warp / 2 % 2;
+    const SideArgs &s = memory.side[key_side], &other = memory.side[!key_side];
+    const bool sums = s.d_a.width && s.d_a.width != s.width;
+    const int tile = first_column(true) / SLICE * memory.side[0].tiles + first_column(false) / SLICE;
+    const bool last = sums ? tile + 1 == s.tiles * other.tiles : first_column(!key_side) / SLICE + 1 == other.tiles;
+    if (!last) tell(memory.written + warp, blocks);
   }
 
   // Before what the other warp of a desk left is read.

@@ -188,6 +188,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       wait_all_copies();
       chunk_barrier(number);
       prepare(number, warp % 2);
+      if (block + 1 < last) this->tell_written(last - 1 - block);  // of the block before: they have had time to arrive
       __syncthreads();
       sweep(warp);
       __syncthreads();
@@ -198,6 +199,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       this->pair_barrier(number);
       if (block > first) stage_block(block - 1, warp);
     }
+    this->tell_written(last - first);
   }
 
   // Of the warps of both sides of a chunk: what they brought is there, and none needs the last block's sinks and sources.

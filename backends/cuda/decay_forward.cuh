@@ -79,17 +79,17 @@ struct Inside {
   __device__ __forceinline__ void stage_keys(int first) const {
     if (first < task.length) {
       const Place c = place(first);
-      if constexpr (outputs) stage<SLICE>(desk.q, rows.q, c, key(), p.K, 0.f);
-      stage<SLICE>(desk.k, rows.k, c, key(), p.K, 0.f);
-      stage<SLICE>(desk.g, rows.g, c, key(), p.K, absent_gate(rows.g));
+      if constexpr (outputs) stage<SLICE, tiles>(desk.q, rows.q, c, key(), p.K, 0.f);
+      stage<SLICE, tiles>(desk.k, rows.k, c, key(), p.K, 0.f);
+      stage<SLICE, tiles>(desk.g, rows.g, c, key(), p.K, absent_gate(rows.g));
     }
     commit_copies();
   }
   __device__ __forceinline__ void stage_values(int first) const {
     if (first < task.length) {
       const Place c = place(first);
-      stage<SLICE>(desk.v, rows.v, c, task.column, p.D, 0.f);
-      stage<SLICE>(desk.f, rows.f, c, task.column, p.D, absent_gate(rows.f));
+      stage<SLICE, tiles>(desk.v, rows.v, c, task.column, p.D, 0.f);
+      stage<SLICE, tiles>(desk.f, rows.f, c, task.column, p.D, absent_gate(rows.f));
     }
     commit_copies();
   }
@@ -156,12 +156,17 @@ struct Inside {
   __device__ __forceinline__ void stage_earlier(int first, uint32_t chunks) const {
     const int slices = (p.D + SLICE - 1) / SLICE;
     wait_for(told(slices * p.segments), chunks);
-    stage<SLICE, true>(desk.earlier, rows.y, place(first), task.column, p.D, 0.f);
+    stage<SLICE, true, true>(desk.earlier, rows.y, place(first), task.column, p.D, 0.f);
     commit_copies();
   }
   // Where this warp of the thread block `back` before this one tells how many chunks it has done.
   __device__ __forceinline__ uint32_t* told(int back) const {
     return p.written + (int64_t{task.block} - back) * inside_warps<T, G> + threadIdx.x / 32;
+  }
+
+  // That this warp has stored the outputs of so many chunks, if a tile of later keys adds to them. Waits until they have arrived.
+  __device__ __forceinline__ void tell_done(uint32_t chunks) const {
+    if (key() + SLICE < p.K) tell(told(0), chunks);
   }
 
   __device__ __forceinline__ void store_output(int first, const float2 (&y)[CHUNK], const float2 (&before)[CHUNK]) const {
@@ -207,21 +212,22 @@ struct Inside {
         *reinterpret_cast<float2*>(&desk.all_g[2 * lane]) = scale_sources(desk.k, desk.g, true, rows.g.logits, desk.sources, 2 * lane);
       }
       __syncwarp();
+      if (tiles && chunks) tell_done(chunks);  // of the chunk before: its stores have had time to arrive
       stage_keys(first + stride);
       wait_copies();
+      if (tiles && key()) stage_earlier(first, chunks + 1);
       if constexpr (outputs)
         values(y, before);
       else
         *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = scale_sources(desk.v, desk.f, rows.f.width, rows.f.logits, desk.values, 2 * lane);
       desk.full.arrive();
-      if (tiles && key()) stage_earlier(first, chunks + 1);
       desk.done.wait(chunks++ % 2);
       if (tiles) wait_all_copies();
       if constexpr (outputs) store_output(first, y, before);
-      if (tiles) tell(told(0), chunks);
       __syncwarp();
       stage_values(first + stride);
     }
+    if (tiles && chunks) tell_done(chunks);
   }
 };
 
@@ -247,7 +253,7 @@ struct State {
   // desk.y = S q_t, without the products of f.
   __device__ __forceinline__ void output(Desk& desk, const Rows& rows) const {
     const int lane = threadIdx.x % 32, g = lane / 4, j = lane % 4 * 2, d = warp * 16;
-    const uint32_t row = shared_address(&desk.sinks[row_of(lane % 16)][lane / 16 * 8]);
+    const uint32_t row = left_row(desk.sinks, lane);
     const auto& S = rows.S;
     float y[2][2][4] = {};  // even and odd slabs apart: two chains of products
 #pragma unroll

@@ -25,8 +25,9 @@ struct Triangle {
   float near[2][2] = {}, far[2] = {};
   DiagonalPairs pairs;
 
-  // Adds the products of sinks with sources, rows of 64 columns in shared memory, as far as the level asks for them.
-  // From level 0 on the rows are both.
+  // Adds the products of sinks with sources, rows of 64 columns in shared memory, as far as the level asks for them. Both are
+  // where a lane finds its row of four matrices: of left_row and of right_row. A right operand's two registers are
+  // neighbours then; taken from a left one they would have to be copied.
   template <class T>
   __device__ __forceinline__ void add_level(int level, uint32_t sinks, uint32_t sources) {
     float all[2][4] = {};
@@ -34,10 +35,9 @@ struct Triangle {
     for (int j = 0; j < SLICE / 16; ++j) {
       uint32_t x[4], z[4];
       load_matrices(x, sinks + j * 16 * sizeof(T));
-      if (level < 0) load_matrices(z, sources + j * 16 * sizeof(T));
-      const uint32_t(&s)[4] = level < 0 ? z : x;
-      multiply_add<T>(all[0], x, s[0], s[2]);
-      if (level < 3) multiply_add<T>(all[1], x, s[1], s[3]);
+      load_matrices(z, sources + j * 16 * sizeof(T));
+      multiply_add<T>(all[0], x, z[0], z[1]);
+      if (level < 3) multiply_add<T>(all[1], x, z[2], z[3]);
     }
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
@@ -79,6 +79,16 @@ __device__ __forceinline__ void pass_level(int l, float2 (&x)[tokens], float2 (&
   for (int first = 0; first < tokens; first += 2 * l) all[first] = all[first] * all[first + l];
 }
 
+// Where a lane finds its row of a chunk's first 16 columns: as a left operand, and as right ones of eight tokens each.
+template <class T, int P>
+__device__ __forceinline__ uint32_t left_row(const T (&rows)[CHUNK][P], int lane) {
+  return shared_address(&rows[row_of(lane % 16)][lane / 16 * 8]);
+}
+template <class T, int P>
+__device__ __forceinline__ uint32_t right_row(const T (&rows)[CHUNK][P], int lane) {
+  return shared_address(&rows[row_of(lane % 8 + lane / 16 * 8)][lane / 8 % 2 * 8]);
+}
+
 // By a warp: scores[t][s] = sum over 64 columns of x_t (a_{s+1} .. a_t) z_s for s <= t; sinks = x times the products of a up
 // to each token, sources = z times those behind it, all = the products over the chunk. sinks first holds the levels.
 template <bool logits, class T, class G, int P, int PA>
@@ -89,9 +99,8 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
   using TwoG = typename Pair<G>::type;
   const int lane = threadIdx.x % 32;
   Triangle triangle;
-  const int c = 2 * lane, row = row_of(lane % 16), half = lane / 16 * 8;
-  const uint32_t level_rows = shared_address(&sinks[row][half]);
-  triangle.add_level<T>(-1, shared_address(&in_x[row][half]), shared_address(&in_z[row][half]));
+  const int c = 2 * lane;
+  triangle.add_level<T>(-1, left_row(in_x, lane), right_row(in_z, lane));
   float2 x[CHUNK], z[CHUNK], all[CHUNK];  // as pass_level has them
 #pragma unroll
   for (int t = 0; t < CHUNK; ++t) {
@@ -99,6 +108,7 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
     x[t] = widen(*reinterpret_cast<const Two*>(&in_x[row_of(t)][c])) * all[t];
     z[t] = widen(*reinterpret_cast<const Two*>(&in_z[row_of(t)][c]));
   }
+  const uint32_t left = left_row(sinks, lane), right = right_row(sinks, lane);
 #pragma unroll
   for (int level = 0; level < 4; ++level) {
     const int l = 1 << level;
@@ -106,7 +116,7 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
 #pragma unroll
     for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(t & l ? x[t] : z[t]);
     __syncwarp();
-    triangle.add_level<T>(level, level_rows, 0);
+    triangle.add_level<T>(level, left, right);
     pass_level(l, x, z, all);
   }
   __syncwarp();

@@ -126,24 +126,18 @@ __device__ __forceinline__ void store_matrices_transposed(uint32_t row, const ui
 #endif
 }
 
-// What another thread block may just have written, of 2, 4 or 16 bytes: past the L1 cache, and not before what waited for it.
+// What another thread block may just have written, of 2 or 4 bytes: past the L1 cache, and not before what waited for it.
 template <class E>
 __device__ __forceinline__ E load_written(const E* from) {
-  E to;
   if constexpr (sizeof(E) == 2) {
     uint16_t x;
     asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(x) : "l"(from) : "memory");
-    to = *reinterpret_cast<const E*>(&x);
-  } else if constexpr (sizeof(E) == 4) {
+    return *reinterpret_cast<const E*>(&x);
+  } else {
     uint32_t x;
     asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
-    to = *reinterpret_cast<const E*>(&x);
-  } else {
-    static_assert(std::is_same_v<E, uint4>);
-    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w) : "l"(from) : "memory");
+    return *reinterpret_cast<const E*>(&x);
   }
-  return to;
 }
 
 // A kernel's first word to the one behind it in the stream, if that was launched by launch_early: it may start where there is
@@ -211,6 +205,18 @@ __device__ __forceinline__ void multiply_add<__half>(float (&c)[4], uint32_t a0,
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
+// The same four times with nothing between them: the assembler puts three empty instructions ahead of every run of such copies.
+// To near, near + step, far, far + step, from places that are `next` bytes apart.
+template <int step>
+__device__ __forceinline__ void copy_four_async(uint32_t near, uint32_t far, const void* from, int64_t next) {
+  const char* const first = static_cast<const char*>(from);
+  asm volatile("cp.async.cg.shared.global [%0], [%2], 16;\n\t"
+               "cp.async.cg.shared.global [%0+%6], [%3], 16;\n\t"
+               "cp.async.cg.shared.global [%1], [%4], 16;\n\t"
+               "cp.async.cg.shared.global [%1+%6], [%5], 16;"
+               ::"r"(near), "r"(far), "l"(first), "l"(first + next), "l"(first + 2 * next), "l"(first + 3 * next), "n"(step)
+               : "memory");
+}
 __device__ __forceinline__ void copy_word_async(void* to, const void* from) {  // 4 bytes
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
@@ -224,6 +230,24 @@ __device__ __forceinline__ void store_pairs(const void* to, uint2 x) {
 }
 __device__ __forceinline__ void store_line(const void* to, uint4 x) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+// To global memory, adding to the 16 bytes of E that another thread block may just have written there.
+template <class E>
+__device__ __forceinline__ void add_line(const void* to, uint4 x) {
+#if __CUDA_ARCH__ >= 900
+  if constexpr (std::is_same_v<E, __nv_bfloat16>)
+    asm volatile("red.relaxed.gpu.global.add.noftz.v4.bf16x2 [%0], {%1,%2,%3,%4};"
+                 ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+  else if constexpr (std::is_same_v<E, __half>)
+    asm volatile("red.relaxed.gpu.global.add.noftz.v4.f16x2 [%0], {%1,%2,%3,%4};"
+                 ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+  else
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1,%2,%3,%4};"
+                 ::"l"(to), "f"(__uint_as_float(x.x)), "f"(__uint_as_float(x.y)), "f"(__uint_as_float(x.z)),
+                   "f"(__uint_as_float(x.w)) : "memory");
+#else
+  __trap();
+#endif
 }
 // 128 bytes from global memory to the L2 cache.
 __device__ __forceinline__ void fetch_line(const void* from) {
