@@ -31,8 +31,8 @@ struct BackwardArgs {
   int segments, local_segments, sequences;  // slots of a batch row (Segment); of a packed batch, else 0
   uint32_t* started;          // on tensor cores, if a head has more than one tile: zero, to count thread blocks, and zeros
   uint32_t* written;          // for each block's warps to tell how far they are
-  float* states;              // for the plain kernels: room for `kept` states of each thread block's tile
-  int kept;
+  float* states;              // for the plain kernels: room for `kept` states of each thread block's tile, behind the first ones,
+  int kept, kept_shared;      // of which it keeps so many in shared memory
   int together, number;       // and how many of a head's tiles the launch has; its number
 };
 
@@ -70,7 +70,7 @@ struct BackwardKernels {
   void (*local)(BackwardArgs);
   unsigned threads;
   size_t memory, local_floats;  // shared memory of a block; what `local` leaves of a segment
-  int run;                      // tokens between the states that a block keeps in scratch; 0: it keeps none
+  int run;                      // tokens between the states that a block keeps; 0: it keeps none
   int waiting;                  // warps of a block that wait for those of another tile's; 0: the tiles go by launches
 };
 

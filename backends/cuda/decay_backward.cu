@@ -36,34 +36,35 @@ constexpr int64_t largest = 256;  // D and K
 
 int64_t tiles(int64_t width) { return (width + SLICE - 1) / SLICE; }
 
-// How the kernels divide a head's work: tokens between saved states, states that a block keeps in scratch between two of those,
-// and tiles of a launch.
+constexpr int64_t tile_bytes = SLICE * SLICE * static_cast<int64_t>(sizeof(float));  // of a state that a block keeps
+
+// How the kernels divide a head's work: tokens between saved states, states that a block keeps between two of those, in shared
+// memory and in scratch, and tiles of a launch.
 struct Form {
-  int64_t interval, kept, together;
+  int64_t interval, shared, kept, together;
 };
 
-// For the plain kernels: the interval that wants the fewest bytes for both kinds of states, of tiles that share no gradient,
-// or, where that is over a quarter of operands and results, of one tile a launch; for a packed row as for one sequence.
-Form plain_form(const Problem& p, int64_t run) {
-  const int64_t floats = static_cast<int64_t>(sizeof(float)), heads = p.B * p.H, state = p.D * p.K * floats;
-  const int64_t most = heads * (p.T * token_bytes(p) + 2 * state) / 4;
+// For the plain kernels. No two blocks fit a multiprocessor's registers, so that one may have all of its shared memory: states
+// are saved so often that those kept between two fit there, if that makes saved ones no more than a fifth of operands and
+// results. Packed or not, as for one sequence.
+Form plain_form(const Problem& p) {
+  const BackwardKernels use = plain_backward(p);
+  const int64_t room = (most_shared_memory(p) - static_cast<int64_t>(use.memory)) / tile_bytes;
+  const int64_t state = p.D * p.K * static_cast<int64_t>(sizeof(float));
+  const auto kept = [&](int64_t interval) {  // before all runs of a stretch but the last
+    return (std::max<int64_t>(1, std::min(interval, p.T)) - 1) / use.run;
+  };
+  int64_t interval = checkpoint_interval(p);
+  while (kept(interval) > room && interval > CHUNK && 5 * state <= interval / 2 * token_bytes(p)) interval /= 2;
+  const int64_t shared = std::min(kept(interval), room);
   const bool sums = p.f == T2FW_GATE_HEAD || p.g == T2FW_GATE_HEAD;
-  Form best{};
-  int64_t least = INT64_MAX;
-  for (int64_t together = sums ? 1 : std::min(tiles(p.D), tiles(p.K)); together && least > most; together = together > 1)
-    for (int64_t interval = checkpoint_interval(p); interval >= CHUNK; interval /= 2) {
-      const int64_t longest = std::max<int64_t>(1, std::min(interval, p.T));
-      const int64_t kept = (longest - 1) / run;  // before all runs of a stretch but the last
-      const int64_t bytes = checkpoint_slots(p, interval) * p.H * state + heads * together * kept * SLICE * SLICE * floats;
-      if (bytes < least) best = {interval, kept, together}, least = bytes;
-    }
-  return best;
+  return {interval, shared, kept(interval) - shared, sums ? 1 : std::min(tiles(p.D), tiles(p.K))};
 }
 
 Form form(const Problem& p) {
-  if (!DecayBackward::takes(p)) return {checkpoint_interval(p), 0, 0};  // the portable backward's
-  if (tensor_cores(p)) return {BLOCK, 0, tiles(p.D) * tiles(p.K)};
-  return plain_form(p, plain_backward(p).run);
+  if (!DecayBackward::takes(p)) return {checkpoint_interval(p), 0, 0, 0};  // the portable backward's
+  if (tensor_cores(p)) return {BLOCK, 0, 0, tiles(p.D) * tiles(p.K)};
+  return plain_form(p);
 }
 
 // Gives the plain kernels the tiles of their next launch. They go by rounds, which have every tile of the side of fewer once
@@ -95,11 +96,12 @@ bool DecayBackward::takes(const Problem& p) { return p.D <= largest && p.K <= la
 
 DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) {
   const BackwardKernels use = choose(p, !saved_.narrow);
-  for (const auto kernel : {use.backward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
+  for (const auto kernel : {use.backward, use.local})
+    raise_shared_memory(reinterpret_cast<const void*>(kernel), static_cast<size_t>(most_shared_memory(p)));
   const Form of = form(p);
   const int64_t local = static_cast<int64_t>(use.local_floats);
-  kept_ = of.kept, tiles_ = of.together;
-  const int64_t bytes = tiles_ * (local + kept_ * SLICE * SLICE) * static_cast<int64_t>(sizeof(float));  // of a segment
+  shared_ = of.shared, kept_ = of.kept, tiles_ = of.together;
+  const int64_t bytes = tiles_ * (local * static_cast<int64_t>(sizeof(float)) + kept_ * tile_bytes);  // of a segment
   // They start where a state was saved.
   cuts_ = cut(p, tiles_, multiprocessors(p), BACKWARD_LOCAL_PASS, std::max<int64_t>(BLOCK, saved_.interval), bytes);
   blocks_ = p.B * p.H * tiles_ * cuts_.count, local_blocks_ = p.B * p.H * tiles_ * cuts_.local;
@@ -141,16 +143,20 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       told_ ? told + 1 : nullptr,
       static_cast<float*>(a.scratch) + local_floats_,
       static_cast<int>(kept_),
+      static_cast<int>(shared_),
       static_cast<int>(tiles_),
       0};
   const BackwardKernels use = choose(p, !saved_.narrow);
-  const auto how = [&](int64_t blocks) { return config(dim3(static_cast<unsigned>(blocks)), use.threads, use.memory, stream); };
+  const auto how = [&](int64_t blocks, int64_t states) {
+    const size_t memory = use.memory + static_cast<size_t>(states * tile_bytes);
+    return config(dim3(static_cast<unsigned>(blocks)), use.threads, memory, stream);
+  };
   if (told_) check(cudaMemsetAsync(told, 0, static_cast<size_t>(told_) * sizeof *told, stream));
   for (; args.number * tiles_ < tiles(p.D) * tiles(p.K); ++args.number) {
     if (!use.waiting) take_turns(args);
-    if (local_blocks_) launch(how(local_blocks_), use.local, args);
-    if (local_blocks_ && use.waiting) launch_early(how(blocks_), use.backward, args);
-    else launch(how(blocks_), use.backward, args);
+    if (local_blocks_) launch(how(local_blocks_, 0), use.local, args);
+    if (local_blocks_ && use.waiting) launch_early(how(blocks_, shared_), use.backward, args);
+    else launch(how(blocks_, shared_), use.backward, args);
   }
 }
 

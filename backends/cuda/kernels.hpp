@@ -60,6 +60,7 @@ class DecayBackward {
   Saved saved_;
   Segments cuts_;
   int64_t tiles_, blocks_, local_blocks_;  // of a launch: a head's tiles; thread blocks, and those of the kernel for local states
+  int64_t shared_;  // states that a block keeps in shared memory
   // in scratch: of all segments' local states; states that a block keeps; `started` and `written`
   int64_t local_floats_, kept_, told_;
   size_t scratch_;

@@ -21,11 +21,7 @@ cudaLaunchConfig_t config(dim3 grid, unsigned threads, size_t memory, cudaStream
   return how;
 }
 
-bool tensor_cores(const Problem& p) {
-  int memory = 0;
-  check(cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, p.device_index));
-  return bytes_of(p.data_dtype) == 2 && memory >= shared_memory;
-}
+bool tensor_cores(const Problem& p) { return bytes_of(p.data_dtype) == 2 && most_shared_memory(p) >= shared_memory; }
 
 void raise_shared_memory(const void* kernel, size_t bytes) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
@@ -55,6 +51,12 @@ int multiprocessors(const Problem& p) {
   return count;
 }
 
+int most_shared_memory(const Problem& p) {
+  int bytes = 0;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, p.device_index));
+  return bytes;
+}
+
 int64_t most_blocks(const Problem& p) {
   // A head's tiles: backward's, of 64 values by 64 keys, are as many as these or fewer; forward's slices have 16 values or
   // more, step's 32.
@@ -70,9 +72,9 @@ int64_t token_bytes(const Problem& p) {
 }
 
 // Tokens of a segment, at least: its scratch is one in so many bytes of its operands and results. With the saved states, which
-// on tensor cores are up to a sixth of them (64x64: a twelfth), else a tenth, that is a quarter at most.
+// on tensor cores are up to a sixth of them (64x64: a twelfth), else up to a fifth, that is a quarter at most.
 static int64_t least_segment(const Problem& p, int64_t scratch) {
-  return std::max(SEGMENT, scratch * (tensor_cores(p) ? 12 : 7) / token_bytes(p));
+  return std::max(SEGMENT, scratch * (tensor_cores(p) ? 12 : 20) / token_bytes(p));
 }
 
 static Segments cut_packed(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple,

@@ -30,6 +30,7 @@ void launch_early(cudaLaunchConfig_t how, void (*kernel)(Args), const Args& args
 // Whether the kernels on tensor cores can take the plan: they need 16-bit data and shared memory. The plain ones take every
 // plan. The layout of the saved states (`Saved`) follows the backward; every forward writes it.
 bool tensor_cores(const Problem& p);
+// What a kernel may ask for at most: one number for all plans of a GPU.
 void raise_shared_memory(const void* kernel, size_t bytes);
 // Loads a kernel when a plan is made, so that its first launch need not wait for that.
 void load(const void* kernel);
@@ -53,5 +54,6 @@ int64_t token_bytes(const Problem& p);
 
 // Of the plan's GPU.
 int multiprocessors(const Problem& p);
+int most_shared_memory(const Problem& p);  // of a thread block
 
 }  // namespace t2fw::cuda

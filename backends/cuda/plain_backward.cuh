@@ -1,6 +1,6 @@
 // decay backward in the plain form: 8 warps, each with 32 keys of 16 values of a tile of 64 by 64, 16 elements a lane. The
 // stretches between saved states are taken from the last to the first: forward through one, to keep the state before each
-// of its runs of tokens in scratch; then back through the runs. A run goes back by twos of four tokens, whose states fit
+// of its runs of tokens, in shared memory or, for want of room, in scratch; then back through the runs. A run goes back by twos of four tokens, whose states fit
 // into registers beside the state's gradient R. Both ways the next run's operands are brought during this one.
 //
 // An element takes three operations a token to keep the states, four and a half to have them again, and nine for R, the
@@ -25,7 +25,7 @@ struct alignas(16) BackwardMemory {
   Side run[2][2];  // this run and the next; value side (v, f, d_y) and key side (k, g, q)
   float value[BACK_RUN][KEY_WARPS][2][SLICE];  // d_v, d_f: sums over a warp's keys
   float key[BACK_RUN][VALUE_WARPS][3][SLICE];  // d_k, d_g, d_q: over its values
-};
+};  // and behind it the states that are kept in shared memory
 
 template <class T, class G>
 struct Backward {
@@ -72,9 +72,11 @@ struct Backward {
     each(S, [&](float& s, int d, int j) { s = from[j * D + d]; });
   }
 
-  // The i-th state that the block keeps in scratch; a thread reads what it wrote.
+  // The i-th state that the block keeps; a thread reads what it wrote.
   __device__ __forceinline__ float4* kept(int i) const {
-    return reinterpret_cast<float4*>(p.states) + (int64_t{blockIdx.x} * p.kept + i) * (4 * BACKWARD_THREADS) + threadIdx.x;
+    constexpr int each = 4 * BACKWARD_THREADS;
+    if (i < p.kept_shared) return reinterpret_cast<float4*>(&memory + 1) + i * each + threadIdx.x;
+    return reinterpret_cast<float4*>(p.states) + (int64_t{blockIdx.x} * p.kept + i - p.kept_shared) * each + threadIdx.x;
   }
   __device__ __forceinline__ void keep(int i, const Patch& S) const {
     float4* const to = kept(i);
