@@ -18,18 +18,12 @@ BackwardKernels kernels() {
           sizeof(BackwardMemory<T, G>), HeadBackward<T, G, logits>::Local::FLOATS, 0, BACKWARD_WARPS};
 }
 
-template <class T, class G>
-BackwardKernels choose_form(const Problem& p) {
-  return has_logits(p) ? kernels<T, G, true>() : kernels<T, G, false>();
-}
-template <class T>
-BackwardKernels choose_gate(const Problem& p) {
-  return p.gate_dtype == T2FW_FP32 ? choose_form<T, float>(p) : choose_form<T, T>(p);
-}
-
 BackwardKernels choose(const Problem& p, bool plain) {
   if (plain) return plain_backward(p);
-  return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
+  return by_types(p, [&]<class T, class G>() {
+    if constexpr (sizeof(T) != 2) return plain_backward(p);
+    else return has_logits(p) ? kernels<T, G, true>() : kernels<T, G, false>();
+  });
 }
 
 constexpr int64_t largest = 256;  // D and K

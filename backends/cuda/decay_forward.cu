@@ -20,22 +20,16 @@ ForwardKernels kernels(bool tiles) {
           warps};
 }
 
-template <class T, class G>
-ForwardKernels choose_form(const Problem& p) {
-  return has_logits(p) ? kernels<T, G, true>(p.K > SLICE) : kernels<T, G, false>(p.K > SLICE);
-}
-template <class T>
-ForwardKernels choose_gate(const Problem& p) {
-  return p.gate_dtype == T2FW_FP32 ? choose_form<T, float>(p) : choose_form<T, T>(p);
-}
-
 // K of the forward on tensor cores, at most: the outputs' parts of four tiles, each added in 16 bits, would leave an error of
 // 4.1e-3 in bf16 where gates are near 1; of two tiles it stays below 4e-3.
 constexpr int64_t largest_tensor_key = 2 * SLICE;
 
 ForwardKernels choose(const Problem& p, bool plain) {
   if (plain) return plain_forward(p);
-  return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
+  return by_types(p, [&]<class T, class G>() {
+    if constexpr (sizeof(T) != 2) return plain_forward(p);
+    else return has_logits(p) ? kernels<T, G, true>(p.K > SLICE) : kernels<T, G, false>(p.K > SLICE);
+  });
 }
 
 }  // namespace

@@ -35,6 +35,16 @@ void raise_shared_memory(const void* kernel, size_t bytes);
 // Loads a kernel when a plan is made, so that its first launch need not wait for that.
 void load(const void* kernel);
 
+// What choose.operator()<T, G>() returns for the types of the plan's data and gates.
+template <class Choose>
+auto by_types(const Problem& p, const Choose& choose) {
+  const bool wide = p.gate_dtype == T2FW_FP32;
+  if (p.data_dtype == T2FW_FP32) return choose.template operator()<float, float>();
+  if (p.data_dtype == T2FW_BF16)
+    return wide ? choose.template operator()<__nv_bfloat16, float>() : choose.template operator()<__nv_bfloat16, __nv_bfloat16>();
+  return wide ? choose.template operator()<__half, float>() : choose.template operator()<__half, __half>();
+}
+
 // width: of the operand as it lies in memory; columns: of its side.
 Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, const t2fw_token_strides& s);
 // Of a gate or its gradient.

@@ -1,6 +1,7 @@
 #include "plain_backward.cuh"
 
 #include "kernels.hpp"
+#include "launch.hpp"
 
 namespace t2fw::cuda {
 namespace {
@@ -12,16 +13,10 @@ BackwardKernels kernels() {
           sizeof(plain::BackwardMemory), plain::Backward<T, G>::Local::FLOATS, plain::BACK_RUN, 0};
 }
 
-template <class T>
-BackwardKernels choose_gate(const Problem& p) {
-  return p.gate_dtype == T2FW_FP32 ? kernels<T, float>() : kernels<T, T>();
-}
-
 }  // namespace
 
 BackwardKernels plain_backward(const Problem& p) {
-  if (p.data_dtype == T2FW_FP32) return kernels<float, float>();
-  return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
+  return by_types(p, [&]<class T, class G>() { return kernels<T, G>(); });
 }
 
 }  // namespace t2fw::cuda

@@ -1,6 +1,7 @@
 #include "plain_forward.cuh"
 
 #include "kernels.hpp"
+#include "launch.hpp"
 
 namespace t2fw::cuda {
 namespace {
@@ -13,22 +14,13 @@ ForwardKernels kernels() {
           sizeof(typename Work::Memory), Work::Local::FLOATS, Work::VALUES, largest_key, 0};
 }
 
-template <class T, class G>
-ForwardKernels choose_keys(int64_t K) {
-  static_assert(largest_key == 256);
-  return K <= 64 ? kernels<T, G, 64>() : K <= 128 ? kernels<T, G, 128>() : kernels<T, G, 256>();
-}
-
-template <class T>
-ForwardKernels choose_gate(const Problem& p) {
-  return p.gate_dtype == T2FW_FP32 ? choose_keys<T, float>(p.K) : choose_keys<T, T>(p.K);
-}
-
 }  // namespace
 
 ForwardKernels plain_forward(const Problem& p) {
-  if (p.data_dtype == T2FW_FP32) return choose_keys<float, float>(p.K);
-  return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p) : choose_gate<__half>(p);
+  static_assert(largest_key == 256);
+  return by_types(p, [&]<class T, class G>() {
+    return p.K <= 64 ? kernels<T, G, 64>() : p.K <= 128 ? kernels<T, G, 128>() : kernels<T, G, 256>();
+  });
 }
 
 }  // namespace t2fw::cuda

@@ -129,15 +129,6 @@ template <class T, class G, class S>
 Kernel choose_access(bool vector) {
   return vector ? step_kernel<T, G, S, true> : step_kernel<T, G, S, false>;
 }
-template <class T, class G>
-Kernel choose_state(const Problem& p, bool vector) {
-  return p.state_dtype == T2FW_FP32 ? choose_access<T, G, float>(vector) : choose_access<T, G, T>(vector);
-}
-template <class T>
-Kernel choose_gate(const Problem& p, bool vector) {
-  return p.gate_dtype == T2FW_FP32 ? choose_state<T, float>(p, vector) : choose_state<T, T>(p, vector);
-}
-
 // Whether every row of an operand starts on four elements. strides: of the dimensions larger than one.
 bool on_four(const void* data, t2fw_dtype dtype, std::initializer_list<int64_t> strides) {
   const auto whole = [](int64_t stride) { return stride % 4 == 0; };
@@ -158,8 +149,9 @@ bool vector_access(const Problem& p, const t2fw_step_args& a) {
 }
 
 Kernel choose(const Problem& p, bool vector) {
-  if (p.data_dtype == T2FW_FP32) return choose_access<float, float, float>(vector);
-  return p.data_dtype == T2FW_BF16 ? choose_gate<__nv_bfloat16>(p, vector) : choose_gate<__half>(p, vector);
+  return by_types(p, [&]<class T, class G>() {
+    return p.state_dtype == T2FW_FP32 ? choose_access<T, G, float>(vector) : choose_access<T, G, T>(vector);
+  });
 }
 
 }  // namespace
