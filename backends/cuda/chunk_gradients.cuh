@@ -412,7 +412,7 @@ struct ChunkGradients {
     }
   }
 
-  // That this warp has written the gradients of so many blocks, if a later tile adds to them. Waits until the writes have arrived.
+  // That this warp has written the gradients of so many blocks, if a later tile adds to them. Waits until they have arrived.
   __device__ __forceinline__ void tell_written(uint32_t blocks) const {
     const int warp = fresh(threadIdx.x / 32), key_side = warp / 2 % 2;
     const SideArgs &s = memory.side[key_side], &other = memory.side[!key_side];

@@ -84,7 +84,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   __device__ __forceinline__ static int key_of_warp(int warp) { return warp / 4 % 2 * HALF_SLICE; }
 
   __device__ __forceinline__ static void leave(T (&to)[SLICE][PITCH], const State& state, int warp) {
-    const int lane = threadIdx.x % 32;
+    const int lane = std::is_same_v<T, __half> ? fresh(threadIdx.x % 32) : threadIdx.x % 32;  // kept or not: so nothing spills
     const uint32_t row = shared_address(&to[row_of_warp(warp) + lane % 16][key_of_warp(warp) + lane / 16 * 8]);
 #pragma unroll
     for (int i = 0; i < State::N; i += 2) {

@@ -164,7 +164,8 @@ struct Inside {
     return p.written + (int64_t{task.block} - back) * inside_warps<T, G> + threadIdx.x / 32;
   }
 
-  // That this warp has stored the outputs of so many chunks, if a tile of later keys adds to them. Waits until they have arrived.
+  // That this warp has stored the outputs of so many chunks, if a tile of later keys adds to them. Waits until they have
+  // arrived.
   __device__ __forceinline__ void tell_done(uint32_t chunks) const {
     if (key() + SLICE < p.K) tell(told(0), chunks);
   }

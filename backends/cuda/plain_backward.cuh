@@ -1,7 +1,8 @@
 // decay backward in the plain form: 8 warps, each with 32 keys of 16 values of a tile of 64 by 64, 16 elements a lane. The
 // stretches between saved states are taken from the last to the first: forward through one, to keep the state before each
-// of its runs of tokens, in shared memory or, for want of room, in scratch; then back through the runs. A run goes back by twos of four tokens, whose states fit
-// into registers beside the state's gradient R. Both ways the next run's operands are brought during this one.
+// of its runs of tokens, in shared memory or, for want of room, in scratch; then back through the runs. A run goes back by
+// twos of four tokens, whose states fit into registers beside the state's gradient R. Both ways the next run's operands are
+// brought during this one.
 //
 // An element takes three operations a token to keep the states, four and a half to have them again, and nine for R, the
 // five gradients, and what they share.
