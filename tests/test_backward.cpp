@@ -99,12 +99,16 @@ TEST_P(BackwardMemory, IsAQuarterOfOperandsAndResultsAtMost) {
   if (backend.name != "cuda") GTEST_SKIP() << "only the native backend promises it";
   if (!memory_of(backend.device).present()) GTEST_SKIP() << "no device is present for " << backend.name;
   std::vector<std::pair<Case, int64_t>> cases;  // and packed sequences
-  for (const auto& [B, T, sequences] : {std::array<int64_t, 3>{2, 17, 0}, {2, 65, 0}, {2, 100, 0}, {2, 128, 0}, {2, 256, 0}, {2, 512, 0},
+  for (const auto& [B, T, sequences] : {std::array<int64_t, 3>{2, 17, 0}, {2, 65, 0}, {2, 100, 0}, {2, 128, 0}, {2, 257, 0}, {2, 512, 0},
                                         {2, 5000, 0}, {1, 32000, 1000}, {1, 32000, 250}, {1, 32000, 3}})
-    for (const int64_t width : {64, 96, 128})
-      for (const t2fw_gate f : {T2FW_GATE_FULL, T2FW_GATE_HEAD})
-        for (const t2fw_dtype data : {T2FW_FP32, T2FW_BF16})
-          cases.push_back({{T2FW_DECAY, data, data, T2FW_FP32, f, T2FW_GATE_FULL, B, T, 8, width, width}, sequences});
+    for (const int64_t width : {64, 96, 128, 192, 256})
+      for (const t2fw_gate f : {T2FW_GATE_FULL, T2FW_GATE_HEAD, T2FW_GATE_NONE})
+        for (const t2fw_dtype data : {T2FW_FP32, T2FW_BF16}) {
+          const t2fw_gate g = f == T2FW_GATE_NONE ? f : T2FW_GATE_FULL;
+          const bool usual = width <= 128 && g != T2FW_GATE_NONE;  // else packed sequences and 16-bit data may want more
+          if (usual || (data == T2FW_FP32 && !sequences))
+            cases.push_back({{T2FW_DECAY, data, data, T2FW_FP32, f, g, B, T, 8, width, width}, sequences});
+        }
   for (const auto& [c, sequences] : cases) {
     t2fw_descriptor d = describe(backend, c);
     d.sequences = sequences;
@@ -113,7 +117,8 @@ TEST_P(BackwardMemory, IsAQuarterOfOperandsAndResultsAtMost) {
     const Plan plan(made);
     if (status == T2FW_UNSUPPORTED) GTEST_SKIP() << t2fw_last_error();
     ASSERT_EQ(status, T2FW_SUCCESS) << t2fw_last_error();
-    const int64_t token = 4 * c.D + 6 * c.K + 2 * gate_width(c.f, c.D);  // v, y; q, k, g; f, and their gradients
+    const int64_t gates = gate_width(c.f, c.D) + gate_width(c.g, c.K);
+    const int64_t token = 4 * (c.D + c.K) + 2 * gates;  // v, y, q, k, f, g, and their gradients
     const int64_t element = static_cast<int64_t>(bytes_of(c.data));
     const int64_t states = 4 * (sequences ? sequences : c.B) * c.D * c.K * static_cast<int64_t>(sizeof(float));
     const int64_t all = c.H * (c.B * c.T * token * element + states);

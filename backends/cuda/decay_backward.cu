@@ -40,7 +40,8 @@ struct Form {
 
 // For the plain kernels. No two blocks fit a multiprocessor's registers, so that one may have all of its shared memory: states
 // are saved so often that those kept between two fit there, if that makes saved ones no more than a fifth of operands and
-// results. Packed or not, as for one sequence.
+// results; packed or not, as for one sequence. What does not fit is kept in scratch, of tiles that share no gradient, or, where
+// all would be over a quarter of operands and results, of one tile a launch.
 Form plain_form(const Problem& p) {
   const BackwardKernels use = plain_backward(p);
   const int64_t room = (most_shared_memory(p) - static_cast<int64_t>(use.memory)) / tile_bytes;
@@ -50,9 +51,11 @@ Form plain_form(const Problem& p) {
   };
   int64_t interval = checkpoint_interval(p);
   while (kept(interval) > room && interval > CHUNK && 5 * state <= interval / 2 * token_bytes(p)) interval /= 2;
-  const int64_t shared = std::min(kept(interval), room);
-  const bool sums = p.f == T2FW_GATE_HEAD || p.g == T2FW_GATE_HEAD;
-  return {interval, shared, kept(interval) - shared, sums ? 1 : std::min(tiles(p.D), tiles(p.K))};
+  const int64_t shared = std::min(kept(interval), room), scratch = kept(interval) - shared;
+  const int64_t together = std::min(tiles(p.D), tiles(p.K));
+  const int64_t bytes = checkpoint_slots(p, interval) * state + sequence_count(p) * together * scratch * tile_bytes;  // of a head
+  const bool sums = p.f == T2FW_GATE_HEAD || p.g == T2FW_GATE_HEAD, over = 4 * bytes > p.B * p.T * token_bytes(p);
+  return {interval, shared, scratch, sums || (scratch && over) ? 1 : together};
 }
 
 Form form(const Problem& p) {

@@ -129,6 +129,7 @@ template <class T, class G, class S>
 Kernel choose_access(bool vector) {
   return vector ? step_kernel<T, G, S, true> : step_kernel<T, G, S, false>;
 }
+
 // Whether every row of an operand starts on four elements. strides: of the dimensions larger than one.
 bool on_four(const void* data, t2fw_dtype dtype, std::initializer_list<int64_t> strides) {
   const auto whole = [](int64_t stride) { return stride % 4 == 0; };
