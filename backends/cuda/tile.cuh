@@ -231,8 +231,8 @@ __device__ __forceinline__ void store_pairs(const void* to, uint2 x) {
 __device__ __forceinline__ void store_line(const void* to, uint4 x) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
-// To global memory, adding to the 16 bytes of E that another thread block may just have written there. Of fp32 what is subnormal
-// becomes 0.
+// To global memory, adding to the 16 bytes of E that another thread block may just have written there. Who adds has waited for
+// that one (wait_for), so that sums have one order and the same bits. Of fp32 what is subnormal becomes 0.
 template <class E>
 __device__ __forceinline__ void add_line(const void* to, uint4 x) {
 #if __CUDA_ARCH__ >= 900
