@@ -72,8 +72,8 @@ int64_t token_bytes(const Problem& p) {
 }
 
 // Tokens of a segment of a sequence that is cut, at least: its scratch is one in so many bytes of its operands and results.
-// With the saved states, which on tensor cores are up to a sixth of them with full gates at widths up to 128 (64x64: a twelfth),
-// else up to a fifth, that is a quarter at most.
+// With the saved states, which on tensor cores are up to a sixth of them with full gates at widths up to 128 (64x64: a
+// twelfth), else up to a fifth, that is a quarter at most.
 static int64_t least_segment(const Problem& p, int64_t scratch) {
   return std::max(SEGMENT, scratch * (tensor_cores(p) ? 12 : 20) / token_bytes(p));
 }
