@@ -155,24 +155,34 @@ struct Local {
   }
   // thread: of those.
   __device__ __forceinline__ void put(float* block, int thread, const float (&S)[X][4]) const {
+    auto* const to = reinterpret_cast<float4*>(block) + thread;
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      block[thread + i * threads] = S[i / 4][i % 4];
-      block[thread + (COUNT + i) * threads] = gates[i / 4][i % 4];
+    for (int i = 0; i < X; ++i) {
+      to[i * threads] = {S[i][0], S[i][1], S[i][2], S[i][3]};
+      to[(X + i) * threads] = {gates[i][0], gates[i][1], gates[i][2], gates[i][3]};
     }
   }
   // The state that was put.
   __device__ __forceinline__ static void get(const float* block, int thread, float (&S)[X][4]) {
+    const auto* const from = reinterpret_cast<const float4*>(block) + thread;
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) S[i / 4][i % 4] = block[thread + i * threads];
+    for (int i = 0; i < X; ++i) {
+      const float4 own = from[i * threads];
+      S[i][0] = own.x, S[i][1] = own.y, S[i][2] = own.z, S[i][3] = own.w;
+    }
   }
-  // Takes the state through the segment. A zero stays one, however far the gates overflow.
+  // Takes the state through the segment. A zero stays one, however far the gates overflow. Everything is asked for at once: a
+  // load that waits for what another one brings is a way to the L2 cache and back more.
   __device__ __forceinline__ static void pass(const float* block, int thread, float (&S)[X][4]) {
+    const auto* const from = reinterpret_cast<const float4*>(block) + thread;
+    float4 own[X], all[X];
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      float& s = S[i / 4][i % 4];
-      const float own = block[thread + i * threads];
-      s = s == 0.f ? own : fmaf(block[thread + (COUNT + i) * threads], s, own);
+    for (int i = 0; i < X; ++i) own[i] = load_line(from + i * threads), all[i] = load_line(from + (X + i) * threads);
+    const auto through = [](float& s, float gate, float own) { s = s == 0.f ? own : fmaf(gate, s, own); };
+#pragma unroll
+    for (int i = 0; i < X; ++i) {
+      through(S[i][0], all[i].x, own[i].x), through(S[i][1], all[i].y, own[i].y);
+      through(S[i][2], all[i].z, own[i].z), through(S[i][3], all[i].w, own[i].w);
     }
   }
 };

@@ -171,6 +171,13 @@ __device__ __forceinline__ void tell(uint32_t* to, uint32_t count) {
   if (threadIdx.x % 32 == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(count) : "memory");
 }
 
+// 16 bytes, now: the compiler may neither split the load nor make it wait for what decides whether they are needed.
+__device__ __forceinline__ float4 load_line(const float4* from) {
+  float4 x;
+  asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(from) : "memory");
+  return x;
+}
+
 // c[16x8] += a[16x16] b[16x8]. Lane l holds rows l / 4 and l / 4 + 8 of c, columns 2 (l % 4) and the next.
 template <class T>
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
