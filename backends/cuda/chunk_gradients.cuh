@@ -23,18 +23,31 @@ inline constexpr int HALF_SLICE = SLICE / 2;  // columns of a desk's warp, keys 
 template <class G>
 inline constexpr int GATE_PITCH = sizeof(G) == 2 ? PITCH : SLICE + 4;
 
-// A side of a chunk. The gradients of x, z and a take their places.
+// A side of a chunk. The gradients of x, z and a take their places. parity: of the block's number. The next block's operands
+// are brought to where this one's sinks and sources were, and its sinks and sources will lie where this one's operands
+// are; 32-bit gates have no second place.
 template <class T, class G>
 struct alignas(16) SideDesk {
-  T x[CHUNK][PITCH], z[CHUNK][PITCH];
-  G a[CHUNK][GATE_PITCH<G>];
-  T sinks[CHUNK][PITCH];    // x times the products of a up to the token
-  T sources[CHUNK][PITCH];  // z times the products of a behind the token
-  float scores[CHUNK][CHUNK];
+  static constexpr int GATE_PLACES = sizeof(G) == 2 ? 2 : 1, PAIR_PITCH = CHUNK + 8;
+  using Columns = T[CHUNK][PITCH];
+  using GateColumns = G[CHUNK][GATE_PITCH<G>];
+  struct { Columns x, z; } rows[2];
+  GateColumns gate_rows[GATE_PLACES];
+  float near[2][9][8];  // scores of a half's tokens: [half][token][earlier token or the same]; the ninth: no bank meets twice
+  T pairs[CHUNK][PAIR_PITCH];  // of all tokens, symmetric, but those of a quarter: both by their places
   float all[SLICE];      // products of a over the chunk
   float half[2][SLICE];  // and over its halves
   alignas(16) T gates[4][SLICE / 4];  // all, as the data: the pairs of columns that a lane of four reads
   float sums[SLICE / 16][CHUNK];  // of a gate of one value a token: its gradient from 16 columns each
+
+  __device__ __forceinline__ Columns& x(int parity) { return rows[parity].x; }
+  __device__ __forceinline__ Columns& z(int parity) { return rows[parity].z; }
+  __device__ __forceinline__ GateColumns& a(int parity) { return gate_rows[GATE_PLACES == 2 ? parity : 0]; }
+  // x times the products of a up to the token, z times those behind it
+  __device__ __forceinline__ Columns& sinks(int parity) { return x(1 - parity); }
+  __device__ __forceinline__ Columns& sources(int parity) { return z(1 - parity); }
+  // Of a token in the order in which a Quarter's lanes hold them. Four places on is eight tokens later.
+  __device__ __forceinline__ static int place(int token) { return token % 4 / 2 * 8 + token / 4 * 2 + token % 2; }
 };
 
 template <class T, class G>
@@ -101,20 +114,12 @@ struct Scores {
 
   template <class Desk>
   __device__ __forceinline__ Scores(const Desk& desk, int lane) {
-    const int j = lane % 4, g = lane / 4;
+    const int j = lane % 4;
     upper = j / 2, odd = j % 2;
 #pragma unroll
     for (int t = 0; t < 4; ++t)
-      *reinterpret_cast<float4*>(near[t]) = *reinterpret_cast<const float4*>(&desk.scores[4 * j + t][4 * j]);
-#pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      const int token = g / 2 * 4 + g % 2 + tile * 2;
-      const bool later = g / 2 > j;
-      const float* const from = later ? &desk.scores[token][4 * j] : &desk.scores[4 * j][token];
-      const int step = later ? 1 : CHUNK;
-      pairs[2 * tile] = bits(narrow<T>(float2{from[0], from[step]}));
-      pairs[2 * tile + 1] = bits(narrow<T>(float2{from[2 * step], from[3 * step]}));
-    }
+      *reinterpret_cast<float4*>(near[t]) = *reinterpret_cast<const float4*>(&desk.near[upper][odd * 4 + t][odd * 4]);
+    load_matrices(pairs, shared_address(&desk.pairs[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8]));
   }
   // Of pairs that are split at the chunk's middle, or at a half's (`quarters`), as their later tokens meet them or their
   // earlier ones.
@@ -133,6 +138,9 @@ struct ChunkGradients {
   using P = typename Pair<T>::type;
   using Desk = SideDesk<T, G>;
   BackwardMemory<T, G>& memory;
+  int block = 0;  // at work; for local states, whose desks need no second place, none is told
+
+  __device__ __forceinline__ int parity() const { return fresh(block) & 1; }  // kept in no register
 
   __device__ __forceinline__ int first_column(bool key_side) const { return key_side ? memory.task.key : memory.task.value; }
 
@@ -157,8 +165,9 @@ struct ChunkGradients {
   template <bool key_side>
   __device__ __forceinline__ void meet(int number, int column, int lane, Quarter (&E)[2], Quarter (&L)[2],
                                        float (&passing)[2][2]) const {
-    const Desk& other = memory.desk[number ^ 1];
-    const uint32_t sinks = quarter_rows(other.sinks, 0, lane), sources = quarter_rows(other.sources, 0, lane);
+    Desk& other = memory.desk[number ^ 1];
+    const uint32_t sinks = quarter_rows(other.sinks(parity()), 0, lane);
+    const uint32_t sources = quarter_rows(other.sources(parity()), 0, lane);
     P gates[4];
     float low[2][4] = {}, high[2][4] = {};
 #pragma unroll
@@ -288,7 +297,7 @@ struct ChunkGradients {
   static constexpr float LIFT = std::is_same_v<G, __half> ? 0x1p16f : 1.f;  // a slope is 1/4 at most, and may be subnormal
 
   // Logits become gates, and leave in their place what takes a gate's gradient to its logit.
-  __device__ __forceinline__ static void to_gates(Quarter& a, Desk& desk, int first, int lane) {
+  __device__ __forceinline__ void to_gates(Quarter& a, Desk& desk, int first, int lane) const {
     Quarter slope;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -296,24 +305,28 @@ struct ChunkGradients {
       gate = logistic(gate);
       slope(i / 4, i % 4) = logistic_slope(gate) * LIFT;
     }
-    leave(slope, desk.a, first, lane);
+    leave(slope, desk.a(parity()), first, lane);
   }
-  __device__ __forceinline__ static void to_logits(Quarter& d_a, const Desk& desk, int first, int lane) {
+  __device__ __forceinline__ void to_logits(Quarter& d_a, Desk& desk, int first, int lane) const {
     Quarter slope;
-    load(slope, desk.a, first, fresh(lane));
+    load(slope, desk.a(parity()), first, fresh(lane));
 #pragma unroll
     for (int i = 0; i < 8; ++i) d_a(i / 4, i % 4) *= slope(i / 4, i % 4) * (1 / LIFT);
   }
 
-  // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients.
-  __device__ __forceinline__ void gradients(int number, bool second) const {
-    const int lane = logits ? threadIdx.x % 32 : fresh(threadIdx.x % 32);  // kept or not: so nothing spills
+  // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients. between: what is done when no
+  // warp of the chunk needs its sinks and sources any more.
+  template <class Between>
+  __device__ __forceinline__ void gradients(int number, bool second, const Between& between) const {
+    const int lane = fresh(threadIdx.x % 32);
     const int first = second * HALF_SLICE;
     Quarter E[2], L[2];
     float passing[2][2];
     if (number % 2) meet<true>(number, first, lane, E, L, passing);
     else meet<false>(number, first, lane, E, L, passing);
     const Scores<T> A(memory.desk[number ^ 1], lane);
+    chunk_barrier(number);
+    between();
 #pragma unroll
     for (int n = 0; n < 2; ++n) refine(number, first + n * 16, A, E[n], L[n], passing[n]);
   }
@@ -322,18 +335,18 @@ struct ChunkGradients {
                                          float (&passing)[2]) const {
     const bool key_side = number % 2;
     const SideArgs& s = memory.side[key_side];
-    const int lane = threadIdx.x % 32;
+    const int lane = fresh(threadIdx.x % 32);
     Desk& desk = memory.desk[number];
     Quarter x, z, a;
-    load(a, desk.a, first, lane);
+    load(a, desk.a(parity()), first, lane);
     if constexpr (logits) to_gates(a, desk, first, lane);
-    load(x, desk.x, first, lane), load(z, desk.z, first, lane);
+    load(x, desk.x(parity()), first, lane), load(z, desk.z(parity()), first, lane);
     to_quarters(A, lane, x, z, a, E, L, passing);
 #pragma unroll
     for (int i = 0; i < 2; ++i) to_tokens(A.near, i, E, L, passing[i], x, z, a);
     if constexpr (logits) to_logits(a, desk, first, lane);
-    leave(x, desk.x, first, lane), leave(z, desk.z, first, lane);
-    if (s.d_a.width == s.width) leave(a, desk.a, first, lane);
+    leave(x, desk.x(parity()), first, lane), leave(z, desk.z(parity()), first, lane);
+    if (s.d_a.width == s.width) leave(a, desk.a(parity()), first, lane);
     else if (s.d_a.width) leave_sums(a, desk.sums[first / 16], s.width - first_column(key_side) - first, lane);
   }
 
@@ -385,7 +398,7 @@ struct ChunkGradients {
   __device__ __forceinline__ void write_desk(int number, bool second, const Place& c, uint32_t blocks) const {
     const bool key_side = number % 2;
     const SideArgs& s = memory.side[key_side];
-    const Desk& desk = memory.desk[number];
+    Desk& desk = memory.desk[number];
     const int values = memory.side[0].tiles, value = first_column(false) / SLICE, key = first_column(true) / SLICE;
     const bool adds = key_side ? value : key, full = s.d_a.width == s.width, sums = s.d_a.width && !full;
     const int tile = key * values + value, back = sums ? tile > 0 : !adds ? 0 : key_side ? 1 : values;
@@ -394,14 +407,14 @@ struct ChunkGradients {
     if (copied(s.d_z, c) && (!full || copied(s.d_a, c)) && (!key_side || copied(s.d_x, c))) {  // the usual case
       Lines<T> x, z;
       Lines<G> a;
-      x.read(desk.x, first), z.read(desk.z, first), a.read(desk.a, first);
+      x.read(desk.x(parity()), first), z.read(desk.z(parity()), first), a.read(desk.a(parity()), first);
       if (key_side) x.write(s.d_x, c, column, s.width, adds);
       z.write(s.d_z, c, column, s.width, adds);
       if (full) a.write(s.d_a, c, column, s.width, adds);
     } else {
-      if (key_side) write_elements(s.d_x, c, desk.x, first, column, s.width, adds);
-      write_elements(s.d_z, c, desk.z, first, column, s.width, adds);
-      if (full) write_elements(s.d_a, c, desk.a, first, column, s.width, adds);
+      if (key_side) write_elements(s.d_x, c, desk.x(parity()), first, column, s.width, adds);
+      write_elements(s.d_z, c, desk.z(parity()), first, column, s.width, adds);
+      if (full) write_elements(s.d_a, c, desk.a(parity()), first, column, s.width, adds);
     }
     if (sums && !second && threadIdx.x % 32 < c.count) {
       const int t = threadIdx.x % 32;
@@ -427,6 +440,14 @@ struct ChunkGradients {
     const SideArgs& s = memory.side[number % 2];
     if (s.d_a.width && s.d_a.width != s.width) pair_barrier(number);
     else __syncwarp();
+  }
+  // Of the warps of both sides of a chunk: none needs its sinks and sources, nor what else the other side's desk holds.
+  __device__ __forceinline__ static void chunk_barrier(int number) {
+#ifdef T2FW_RACECHECK
+    __syncthreads();  // behind a barrier of some warps racecheck reports accesses on both sides of one of all
+#else
+    asm volatile("bar.sync %0, 128;" ::"r"(DESKS + 1 + number / 2) : "memory");
+#endif
   }
   // Of the two warps at a desk.
   __device__ __forceinline__ static void pair_barrier(int number) {

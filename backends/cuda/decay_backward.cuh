@@ -8,7 +8,8 @@
 //   2. eight warps take the state S through the chunks, from what forward saved before the block; eight take its gradient R
 //      the other way. What a chunk meets of both is left in shared memory;
 //   3. two warps for each side of each chunk, for half of its columns each: chunk_gradients.cuh. From here to the next block's
-//      first step of this thread block a chunk's warps wait for each other alone: some chunks compute while others wait.
+//      first step of this thread block a chunk's warps wait for each other alone: some chunks compute while others wait. What
+//      the next block needs is asked for as soon as there is room for it (SideDesk).
 #pragma once
 
 #include "chunk_gradients.cuh"
@@ -20,7 +21,9 @@ template <class T, class G, bool logits>
 struct HeadBackward : ChunkGradients<T, G, logits> {
   using Base = ChunkGradients<T, G, logits>;
   using typename Base::Desk;
+  using Base::block;
   using Base::memory;
+  using Base::parity;
   using State = StateRows<T, HALF_SLICE>;
   using Local = cuda::Local<State::N, 32 * SWEEP_WARPS>;
   const BackwardArgs& p;
@@ -44,39 +47,31 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
                     task.value * p.saved_row + task.key;
   }
 
-  // By both warps of a desk, when neither needs what is there. sources: whether they are wanted too.
-  __device__ __forceinline__ void stage_desk(int block, bool sources, int number, bool second) const {
+  // A block's x or (sources) z of a desk, and its gates, to those of parity `to`. By one warp, when none needs what is there.
+  __device__ __forceinline__ void stage_rows(int block, int to, int number, bool sources) const {
     const SideArgs& s = memory.side[number % 2];
     Desk& desk = memory.desk[number];
-    const Place c = place(block, number);
-    const int column = this->first_column(number % 2), columns = s.width;
-    const auto bring = [&](auto& to, Rows x, float absent) { stage<SLICE>(to, x, c, column, columns, absent); };
-    if (second) {
-      if (sources) bring(desk.z, s.z, 0.f);
-    } else {
-      bring(desk.x, s.x, 0.f), bring(desk.a, s.a, absent_gate(s.a));
-      if (logits && !s.a.width) fill<SLICE>(desk.a, absent_gate(s.a));  // step 3 leaves something else
-    }
-    commit_copies();
+    stage<SLICE>(sources ? desk.z(to) : desk.x(to), sources ? s.z : s.x, place(block, number), this->first_column(number % 2),
+                 s.width, 0.f);
+  }
+  __device__ __forceinline__ void stage_gates(int block, int to, int number) const {
+    const SideArgs& s = memory.side[number % 2];
+    auto& a = memory.desk[number].a(to);
+    stage<SLICE>(a, s.a, place(block, number), this->first_column(number % 2), s.width, absent_gate(s.a));
+    if (logits && !s.a.width) fill<SLICE>(a, absent_gate(s.a));  // step 3 leaves something else
   }
 
-  // Asks for a block's operands of a desk, so that they are in the L2 cache when they are staged.
-  __device__ __forceinline__ void fetch(int block, int number, bool second) const {
+  // Asks for a block's wide gates of a desk, so that they are in the L2 cache when they are staged.
+  __device__ __forceinline__ void fetch_gates(int block, int number) const {
     const SideArgs& s = memory.side[number % 2];
     const Place c = place(block, number);
-    const int lane = threadIdx.x % 32, t = lane % CHUNK, half = lane / CHUNK, column = this->first_column(number % 2);
-    if (t >= c.count) return;
-    if (second) {
-      if (s.a.whole && half < static_cast<int>(sizeof(G) / 2) && column + half * (SLICE / 2) < s.width)
-        fetch_line(at<G>(s.a, c, t, column + half * (SLICE / 2)));
-    } else if (const Rows& x = half ? s.x : s.z; x.whole) {
-      fetch_line(at<T>(x, c, t, column));
-    }
+    const int lane = threadIdx.x % 32, t = lane % CHUNK, column = this->first_column(number % 2) + lane / CHUNK * (SLICE / 2);
+    if (s.a.whole && t < c.count && column < s.width) fetch_line(at<G>(s.a, c, t, column));
   }
 
   // Step 1.
   __device__ __forceinline__ void prepare(int number, bool second) const {
-    HalfChunk<T>{second}.template run<logits>(memory.desk[number], [&] { this->pair_barrier(number); });
+    HalfChunk<T>{second}.template run<logits>(memory.desk[number], parity(), [&] { this->pair_barrier(number); });
   }
 
   // Where the state of a warp lies in its tile: of those that carry S or those that carry R.
@@ -84,7 +79,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   __device__ __forceinline__ static int key_of_warp(int warp) { return warp / 4 % 2 * HALF_SLICE; }
 
   __device__ __forceinline__ static void leave(T (&to)[SLICE][PITCH], const State& state, int warp) {
-    const int lane = std::is_same_v<T, __half> ? fresh(threadIdx.x % 32) : threadIdx.x % 32;  // kept or not: so nothing spills
+    const int lane = fresh(threadIdx.x % 32);
     const uint32_t row = shared_address(&to[row_of_warp(warp) + lane % 16][key_of_warp(warp) + lane / 16 * 8]);
 #pragma unroll
     for (int i = 0; i < State::N; i += 2) {
@@ -112,9 +107,10 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     leave(memory.S[0], S, warp);
 #pragma unroll
     for (int chunk = 1; chunk < CHUNKS; ++chunk) {
-      const Desk &value = memory.desk[2 * chunk - 2], &key = memory.desk[2 * chunk - 1];
+      Desk &value = memory.desk[2 * chunk - 2], &key = memory.desk[2 * chunk - 1];
       typename State::Update update;
-      update.load(value.sources, key.sources, value.all, key.all, row_of_warp(warp), key_of_warp(warp));
+      update.load(value.sources(parity()), key.sources(parity()), value.all, key.all, row_of_warp(warp),
+                  key_of_warp(warp));
       S.apply(update);
       leave(memory.S[chunk], S, warp);
     }
@@ -123,9 +119,9 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   __device__ __forceinline__ void back(State& R, int warp, bool keep, Local* local) const {
 #pragma unroll
     for (int chunk = CHUNKS - 1; chunk >= 0; --chunk) {
-      const Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
+      Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
       typename State::Update update;
-      update.load(value.sinks, key.sinks, value.all, key.all, row_of_warp(warp), key_of_warp(warp));
+      update.load(value.sinks(parity()), key.sinks(parity()), value.all, key.all, row_of_warp(warp), key_of_warp(warp));
       if (keep) leave(memory.R[chunk], R, warp);
       R.apply(update);
       if (local) update.multiply(local->gates);
@@ -154,19 +150,35 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     S.load(x, t.sequence.n, t.h, t.value + row_of_warp(warp), t.key + key_of_warp(warp), p.side[0].width, p.side[1].width);
   }
 
-  // A warp's part of a block's operands and of the state before it.
+  // A warp's part of what a block needs, but for gates that have one place: they come when the block before is done.
+  static constexpr bool gates_early = Desk::GATE_PLACES == 2;
   __device__ __forceinline__ void stage_block(int block, int warp) const {
     stage_state(block, warp);
-    stage_desk(block, true, warp / 2, warp % 2);
+    stage_rows(block, block & 1, warp / 2, warp % 2);
+    if (gates_early && warp % 2 == 0) stage_gates(block, block & 1, warp / 2);
+    commit_copies();
+  }
+  __device__ __forceinline__ void stage_late_gates(int block, int warp) const {
+    if (!gates_early && warp % 2 == 0) stage_gates(block, block & 1, warp / 2);
+    commit_copies();
   }
 
+  // What is where, and what staging leaves as it is: columns behind the data, absent gates, and of a state what lies behind its rows and keys.
   __device__ __forceinline__ void init() const {
-    const int warp = threadIdx.x / 32;
-    if (threadIdx.x >= 32 * DESKS && threadIdx.x < 32 * DESKS + 2) place_side(threadIdx.x % 32);
-    if (warp >= DESKS) return;
-    Desk& desk = memory.desk[warp];
-    fill<PITCH>(desk.x, 0.f), fill<PITCH>(desk.z, 0.f), fill<SLICE>(desk.a, absent_gate(p.side[warp % 2].a));
-    for (int i = threadIdx.x; i < SLICE * PITCH; i += 32 * DESKS) (&memory.saved[0][0])[i] = narrow<T>(0.f);
+    const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * DESKS;
+    if (warp < DESKS) {
+      Desk& desk = memory.desk[warp];
+      const SideArgs& s = p.side[warp % 2];
+      const bool part = s.width - this->first_column(warp % 2) < SLICE;
+      for (int i = 0; i < 2; ++i) {
+        if (part) fill<PITCH>(desk.x(i), 0.f), fill<PITCH>(desk.z(i), 0.f);
+        if (part || !s.a.width) fill<SLICE>(desk.a(i), absent_gate(s.a));
+      }
+    } else {
+      if (thread < 2) place_side(thread);
+      if (p.side[0].width - memory.task.value < SLICE || p.saved_row - memory.task.key < SLICE)
+        for (int i = thread; i < SLICE * PITCH; i += 32 * DESKS) (&memory.saved[0][0])[i] = narrow<T>(0.f);
+    }
     __syncwarp();
   }
 
@@ -178,51 +190,64 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     park(R, warp);
   }
 
-  // Blocks first .. last - 1. What R's warps have parked is the gradient of the state behind them, and then before them.
-  __device__ __forceinline__ void run(int first, int last) const {
-    const int warp = threadIdx.x / 32, number = warp / 2;
-    init();
-    __syncthreads();
-    stage_block(last - 1, warp);
-    for (int block = last - 1; block >= first; --block) {
-      wait_all_copies();
-      chunk_barrier(number);
-      prepare(number, warp % 2);
-      if (block + 1 < last) this->tell_written(last - 1 - block);  // of the block before: they have had time to arrive
-      __syncthreads();
-      sweep(warp);
-      __syncthreads();
-      if (block > first) fetch(block - 1, number, warp % 2);
-      this->gradients(number, warp % 2);
-      this->meet_warp(number);
-      this->write_desk(number, warp % 2, place(block, number), last - block);
-      this->pair_barrier(number);
-      if (block > first) stage_block(block - 1, warp);
-    }
-    this->tell_written(last - first);
-  }
+  // The segment's blocks: first() .. end() - 1. Both are read where they are needed, and kept in no register.
+  __device__ __forceinline__ int first() const { return memory.task.segment.start / BLOCK; }
+  __device__ __forceinline__ int end() const { return (memory.task.segment.end + BLOCK - 1) / BLOCK; }
 
-  // Of the warps of both sides of a chunk: what they brought is there, and none needs the last block's sinks and sources.
-  __device__ __forceinline__ static void chunk_barrier(int number) {
-    asm volatile("bar.sync %0, 128;" ::"r"(DESKS + 1 + number / 2) : "memory");
-  }
-
-  // R from zero, with the products of all gates.
-  __device__ __forceinline__ void run_local(State& R, Local& local, int first, int last) const {
+  // Starts to bring the last one's operands.
+  __device__ __forceinline__ void start() const {
     const int warp = threadIdx.x / 32;
     init();
     __syncthreads();
-    stage_desk(last - 1, false, warp / 2, warp % 2);
-    for (int block = last - 1; block >= first; --block) {
+    stage_block(end() - 1, warp), stage_late_gates(end() - 1, warp);
+  }
+  // Takes them all. What R's warps have parked is the gradient of the state behind them, and then before them.
+  __device__ __forceinline__ void run() {
+    const auto warp = [] { return fresh(threadIdx.x / 32); };
+    for (block = end() - 1; block >= first(); --block) {
+      wait_all_copies();
+      this->pair_barrier(warp() / 2);
+      prepare(warp() / 2, warp() % 2);
+      if (block + 1 < end()) this->tell_written(end() - 1 - block);  // of the block before: they have had time to arrive
+      __syncthreads();
+      sweep(warp());
+      __syncthreads();
+      if (!gates_early && block > first() && warp() % 2) fetch_gates(block - 1, warp() / 2);
+      this->gradients(warp() / 2, warp() % 2, [&] {
+        if (block > first()) stage_block(block - 1, warp());
+      });
+      this->meet_warp(warp() / 2);
+      this->write_desk(warp() / 2, warp() % 2, place(block, warp() / 2), end() - block);
+      if (!gates_early) {
+        this->pair_barrier(warp() / 2);
+        if (block > first()) stage_late_gates(block - 1, warp());
+      }
+    }
+    this->tell_written(end() - first());
+  }
+
+  // R from zero, with the products of all gates.
+  __device__ __forceinline__ void run_local(State& R, Local& local) const {
+    const int warp = threadIdx.x / 32;
+    init();
+    __syncthreads();
+    const auto stage_local = [&](int block) {
+      if (warp % 2) stage_gates(block, 0, warp / 2);
+      else stage_rows(block, 0, warp / 2, false);
+      commit_copies();
+    };
+    stage_local(end() - 1);
+    for (int block = end() - 1; block >= first(); --block) {
       wait_all_copies();
       __syncthreads();
       if (warp < DESKS) {
         Desk& desk = memory.desk[warp];
         const int column = 2 * (threadIdx.x % 32);
-        *reinterpret_cast<float2*>(&desk.all[column]) = scale_sinks(desk.x, desk.a, memory.side[warp % 2].a.logits, desk.sinks, column);
+        *reinterpret_cast<float2*>(&desk.all[column]) =
+            scale_sinks(desk.x(0), desk.a(0), memory.side[warp % 2].a.logits, desk.sinks(0), column);
       }
       __syncthreads();
-      if (block > first) stage_desk(block - 1, false, warp / 2, warp % 2);
+      if (block > first()) stage_local(block - 1);
       if (warp >= SWEEP_WARPS) back(R, warp, false, &local);
     }
   }
@@ -232,7 +257,7 @@ template <class T, class G, bool outputs, bool logits>
 __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
   using Kernel = HeadBackward<T, G, logits>;
-  const Kernel kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory)}, p};
+  Kernel kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory)}, p};
   const TileTask& task = kernel.memory.task;
   if (threadIdx.x == 0) {
     const int block = outputs && p.started ? started(p.started) : blockIdx.x, segments = outputs ? p.segments : p.local_segments;
@@ -241,28 +266,28 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   __syncthreads();
   if (outputs && p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
   if (!task.segment.count) return;
-  const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS, segment = task.segment.number;
-  const int first = task.segment.start / BLOCK, last = (task.segment.end + BLOCK - 1) / BLOCK;
+  const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS;
   const auto local_of = [&](int s) { return task.local(p, Kernel::Local::FLOATS, s); };
-  const bool holds_R = warp >= SWEEP_WARPS;
+  const bool holds_R = warp >= SWEEP_WARPS, tokens = task.segment.end > task.segment.start;
   typename Kernel::State R;
   if constexpr (outputs) {
+    if (tokens) kernel.start();  // reads nothing that `local` leaves
     if (holds_R) {
       if (p.local) wait_for_launch();
       kernel.load_state(R, p.d_final_state, warp);
-      for (int s = task.segment.count - 1; s > segment; --s) Kernel::Local::pass(local_of(s), thread, R.S);
+      for (int s = task.segment.count - 1; s > task.segment.number; --s) Kernel::Local::pass(local_of(s), thread, R.S);
       kernel.park(R, warp);
     }
-    if (last > first) kernel.run(first, last);
-    if (holds_R && segment == 0) {
+    if (tokens) kernel.run();
+    if (holds_R && task.segment.number == 0) {
       R = kernel.parked(warp);
       R.store(p.d_initial_state, task.sequence.n, task.h, task.value + Kernel::row_of_warp(warp), task.key + Kernel::key_of_warp(warp),
               p.side[0].width, p.side[1].width);
     }
-  } else if (let_next_start(); segment > 0) {
+  } else if (let_next_start(); task.segment.number > 0) {
     typename Kernel::Local local;
-    if (last > first) kernel.run_local(R, local, first, last);
-    if (holds_R) local.put(local_of(segment), thread, R.S);
+    if (tokens) kernel.run_local(R, local);
+    if (holds_R) local.put(local_of(task.segment.number), thread, R.S);
   }
 }
 

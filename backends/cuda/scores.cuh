@@ -161,59 +161,76 @@ struct HalfChunk {
   // From a desk's x, z, a: its sinks, which first hold the levels, sources, scores and products of a. meet: a barrier of both
   // warps.
   template <bool logits, class Desk, class Meet>
-  __device__ __forceinline__ void run(Desk& desk, const Meet& meet) const {
-    using TwoG = typename Pair<std::remove_reference_t<decltype(desk.a[0][0])>>::type;
+  __device__ __forceinline__ void run(Desk& desk, int parity, const Meet& meet) const {
+    using GateColumns = std::remove_reference_t<decltype(desk.a(0))>;
+    using G = std::remove_all_extents_t<GateColumns>;
+    using TwoG = typename Pair<G>::type;
     const int lane = threadIdx.x % 32, c = 2 * lane, g = lane / 4, j = lane % 4 * 2, base = upper ? HALF : 0;
-    // row_of, of which the halves differ: two tokens' places are swapped with the next two's
-    const auto row = [&](auto& of, int t) -> auto* {
-      const int swap = upper ? 2 : 0;
-      return &of[t & 2 ? base - swap : base + swap][c + t * static_cast<int>(sizeof of[0] / sizeof of[0][0])];
-    };
+    auto &from = desk.rows[parity], &to = desk.rows[1 - parity];  // x and z, sinks and sources
+    // Where a lane's columns of tokens 0, 1, 4, 5 of the half lie, and of 2, 3, 6, 7, seen from token 0: row_of
+    const int swap = upper ? 2 : 0;
+    const auto place = [&](auto& rows, auto*(&of)[2]) { of[0] = &rows[base + swap][c], of[1] = &rows[base - swap][c]; };
+    T *in[2], *out[2];
+    G* gates[2];
+    place(from.x, in), place(to.x, out), place(desk.a(parity), gates);
+    constexpr int gate_pitch = sizeof desk.a(0)[0] / sizeof(G);
+    constexpr int pitch = sizeof from.x[0] / sizeof(T), second = sizeof from.x / sizeof(T);  // to the next row, and to z
+    // A lane's scores are those of tokens g with j and j + 1. apart: its highest bit is the level that splits them.
     float near[2] = {};
-    const DiagonalPairs pairs;
+    const int apart = g > j ? g ^ j : g == j ? 0 : 16;
     const auto keep = [&](int level, float2 sum) {
-      if (pairs.level[0] == level) near[0] += sum.x;
-      if (pairs.level[1] == level) near[1] += sum.y;
+      if (level > 0 ? apart >> level == 1 : apart == level + 1) near[0] += sum.x;
+      if (level > 0 ? apart >> level == 1 : level < 0 && apart == 1) near[1] += sum.y;
     };
-    const auto put = [&](auto& to, int t, float2 x) { *reinterpret_cast<Two*>(row(to, t)) = narrow<T>(x); };
-    keep(-1, products(eight_rows(desk.x, upper, true), eight_rows(desk.z, upper, false)));
+    const auto put_sink = [&](int t, float2 x) { *reinterpret_cast<Two*>(out[t / 2 % 2] + t * pitch) = narrow<T>(x); };
+    const auto put_source = [&](int t, float2 x) { *reinterpret_cast<Two*>(out[t / 2 % 2] + second + t * pitch) = narrow<T>(x); };
+    keep(-1, products(eight_rows(from.x, upper, true), eight_rows(from.z, upper, false)));
     float2 x[HALF], z[HALF], all[HALF];  // as pass_level has them
 #pragma unroll
     for (int t = 0; t < HALF; ++t) {
-      all[t] = gate<logits>(widen(*reinterpret_cast<const TwoG*>(row(desk.a, t))));
-      x[t] = widen(*reinterpret_cast<const Two*>(row(desk.x, t))) * all[t];
-      z[t] = widen(*reinterpret_cast<const Two*>(row(desk.z, t)));
+      all[t] = gate<logits>(widen(*reinterpret_cast<const TwoG*>(gates[t / 2 % 2] + t * gate_pitch)));
+      x[t] = widen(*reinterpret_cast<const Two*>(in[t / 2 % 2] + t * pitch)) * all[t];
+      z[t] = widen(*reinterpret_cast<const Two*>(in[t / 2 % 2] + second + t * pitch));
     }
-    const uint32_t sinks = eight_rows(desk.sinks, upper, true), sources = eight_rows(desk.sinks, upper, false);
+    const uint32_t sinks = eight_rows(to.x, upper, true), sources = eight_rows(to.x, upper, false);
 #pragma unroll
     for (int level = 0; level < 3; ++level) {
       const int l = 1 << level;
       __syncwarp();
 #pragma unroll
-      for (int t = 0; t < HALF; ++t) put(desk.sinks, t, t & l ? x[t] : z[t]);
+      for (int t = 0; t < HALF; ++t) put_sink(t, t & l ? x[t] : z[t]);
       __syncwarp();
       keep(level, products(sinks, sources));
       pass_level(l, x, z, all);
     }
     __syncwarp();
 #pragma unroll
-    for (int t = 0; t < HALF; ++t) put(desk.sinks, t, upper ? x[t] : z[t]);
+    for (int t = 0; t < HALF; ++t) put_sink(t, upper ? x[t] : z[t]);
     *reinterpret_cast<float2*>(&desk.half[upper][c]) = all[0];
-    *reinterpret_cast<float2*>(&desk.scores[base + g][base + j]) = {near[0], near[1]};
+    *reinterpret_cast<float2*>(&desk.near[upper][g][j]) = {near[0], near[1]};
+    const int place_g = desk.place(base + g), place_j = desk.place(base + j);
+    T *const pair_row = &desk.pairs[place_g][place_j], *const pair_column = &desk.pairs[place_j][place_g];
+    const auto put_pairs = [&](int later, float2 sum) {  // of tokens g + later
+      constexpr int pitch = Desk::PAIR_PITCH;
+      const Two two = narrow<T>(sum);
+      *reinterpret_cast<Two*>(pair_row + later / 2 * pitch) = two;
+      pair_column[later / 2] = two.x, pair_column[later / 2 + pitch] = two.y;
+    };
+    if (g > j) put_pairs(0, {near[0], near[1]});
     meet();
     const float2 other = *reinterpret_cast<const float2*>(&desk.half[!upper][c]), one{1.f, 1.f};
     const float2 before = upper ? other : one, behind = upper ? one : other;
 #pragma unroll
-    for (int t = 0; t < HALF; ++t) put(desk.sources, t, z[t] * behind);
+    for (int t = 0; t < HALF; ++t) put_source(t, z[t] * behind);
     if (upper) {
       *reinterpret_cast<float2*>(&desk.all[c]) = all[0] * other;
       *reinterpret_cast<Two*>(&desk.gates[lane % 4][lane / 4 * 2]) = narrow<T>(all[0] * other);
     } else {
-      *reinterpret_cast<float2*>(&desk.scores[HALF + g][j]) = products(eight_rows(desk.sinks, true, true), sources);
+      put_pairs(HALF, products(eight_rows(to.x, true, true), sources));
     }
     meet();
 #pragma unroll
-    for (int t = 0; t < HALF; ++t) put(desk.sinks, t, x[t] * before);
+    for (int t = 0; t < HALF; ++t) put_sink(t, x[t] * before);
   }
 };
 
