@@ -28,13 +28,13 @@ inline constexpr int GATE_PITCH = sizeof(G) == 2 ? PITCH : SLICE + 4;
 // are; 32-bit gates have no second place.
 template <class T, class G>
 struct alignas(16) SideDesk {
-  static constexpr int GATE_PLACES = sizeof(G) == 2 ? 2 : 1, PAIR_PITCH = CHUNK + 8;
+  static constexpr int GATE_PLACES = sizeof(G) == 2 ? 2 : 1;
   using Columns = T[CHUNK][PITCH];
   using GateColumns = G[CHUNK][GATE_PITCH<G>];
   struct { Columns x, z; } rows[2];
   GateColumns gate_rows[GATE_PLACES];
   float near[2][9][8];  // scores of a half's tokens: [half][token][earlier token or the same]; the ninth: no bank meets twice
-  T pairs[CHUNK][PAIR_PITCH];  // of all tokens, symmetric, but those of a quarter: both by their places
+  T pairs[CHUNK][CHUNK + 8];  // of all tokens, symmetric, but those of a quarter: both by their places
   float all[SLICE];      // products of a over the chunk
   float half[2][SLICE];  // and over its halves
   alignas(16) T gates[4][SLICE / 4];  // all, as the data: the pairs of columns that a lane of four reads

@@ -130,6 +130,39 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
   __syncwarp();
 }
 
+// A lane's two columns of half a chunk's tokens.
+template <class E, int P>
+struct HalfRows {
+  using Two = typename Pair<E>::type;
+  E* of[2];  // seen from the half's token 0, those of tokens 0, 1, 4, 5 and of 2, 3, 6, 7: row_of
+
+  __device__ __forceinline__ HalfRows(E (&rows)[CHUNK][P], bool upper) {
+    const int first = upper ? CHUNK / 2 : 0, swap = upper ? 2 : 0, c = 2 * (threadIdx.x % 32);
+    of[0] = &rows[first + swap][c], of[1] = &rows[first - swap][c];
+  }
+  __device__ __forceinline__ float2 get(int t) const { return widen(*reinterpret_cast<const Two*>(of[t / 2 % 2] + t * P)); }
+  __device__ __forceinline__ void put(int t, float2 x) const { *reinterpret_cast<Two*>(of[t / 2 % 2] + t * P) = narrow<E>(x); }
+};
+
+// Where a desk keeps the scores of token t with s and s + 1, s even.
+template <class Desk>
+struct PairScores {
+  using T = std::remove_all_extents_t<decltype(Desk::pairs)>;
+  static constexpr int PITCH = sizeof(Desk::pairs[0]) / sizeof(T);
+  T *row, *column;
+
+  __device__ __forceinline__ PairScores(Desk& desk, int t, int s) {
+    const int place_t = desk.place(t), place_s = desk.place(s);
+    row = &desk.pairs[place_t][place_s], column = &desk.pairs[place_s][place_t];
+  }
+  // Of token t + later, 0 or 8.
+  __device__ __forceinline__ void put(int later, float2 x) const {
+    const auto two = narrow<T>(x);
+    *reinterpret_cast<typename Pair<T>::type*>(row + later / 2 * PITCH) = two;
+    column[later / 2] = two.x, column[later / 2 + PITCH] = two.y;
+  }
+};
+
 // The same by two warps, of eight tokens each (`upper`: the later ones).
 template <class T>
 struct HalfChunk {
@@ -162,19 +195,11 @@ struct HalfChunk {
   // warps.
   template <bool logits, class Desk, class Meet>
   __device__ __forceinline__ void run(Desk& desk, int parity, const Meet& meet) const {
-    using GateColumns = std::remove_reference_t<decltype(desk.a(0))>;
-    using G = std::remove_all_extents_t<GateColumns>;
-    using TwoG = typename Pair<G>::type;
     const int lane = threadIdx.x % 32, c = 2 * lane, g = lane / 4, j = lane % 4 * 2, base = upper ? HALF : 0;
     auto &from = desk.rows[parity], &to = desk.rows[1 - parity];  // x and z, sinks and sources
-    // Where a lane's columns of tokens 0, 1, 4, 5 of the half lie, and of 2, 3, 6, 7, seen from token 0: row_of
-    const int swap = upper ? 2 : 0;
-    const auto place = [&](auto& rows, auto*(&of)[2]) { of[0] = &rows[base + swap][c], of[1] = &rows[base - swap][c]; };
-    T *in[2], *out[2];
-    G* gates[2];
-    place(from.x, in), place(to.x, out), place(desk.a(parity), gates);
-    constexpr int gate_pitch = sizeof desk.a(0)[0] / sizeof(G);
-    constexpr int pitch = sizeof from.x[0] / sizeof(T), second = sizeof from.x / sizeof(T);  // to the next row, and to z
+    const HalfRows in_x(from.x, upper), in_z(from.z, upper);
+    const HalfRows gates(desk.a(parity), upper);
+    const HalfRows to_sinks(to.x, upper), to_sources(to.z, upper);
     // A lane's scores are those of tokens g with j and j + 1. apart: its highest bit is the level that splits them.
     float near[2] = {};
     const int apart = g > j ? g ^ j : g == j ? 0 : 16;
@@ -182,15 +207,13 @@ struct HalfChunk {
       if (level > 0 ? apart >> level == 1 : apart == level + 1) near[0] += sum.x;
       if (level > 0 ? apart >> level == 1 : level < 0 && apart == 1) near[1] += sum.y;
     };
-    const auto put_sink = [&](int t, float2 x) { *reinterpret_cast<Two*>(out[t / 2 % 2] + t * pitch) = narrow<T>(x); };
-    const auto put_source = [&](int t, float2 x) { *reinterpret_cast<Two*>(out[t / 2 % 2] + second + t * pitch) = narrow<T>(x); };
     keep(-1, products(eight_rows(from.x, upper, true), eight_rows(from.z, upper, false)));
     float2 x[HALF], z[HALF], all[HALF];  // as pass_level has them
 #pragma unroll
     for (int t = 0; t < HALF; ++t) {
-      all[t] = gate<logits>(widen(*reinterpret_cast<const TwoG*>(gates[t / 2 % 2] + t * gate_pitch)));
-      x[t] = widen(*reinterpret_cast<const Two*>(in[t / 2 % 2] + t * pitch)) * all[t];
-      z[t] = widen(*reinterpret_cast<const Two*>(in[t / 2 % 2] + second + t * pitch));
+      all[t] = gate<logits>(gates.get(t));
+      x[t] = in_x.get(t) * all[t];
+      z[t] = in_z.get(t);
     }
     const uint32_t sinks = eight_rows(to.x, upper, true), sources = eight_rows(to.x, upper, false);
 #pragma unroll
@@ -198,39 +221,32 @@ struct HalfChunk {
       const int l = 1 << level;
       __syncwarp();
 #pragma unroll
-      for (int t = 0; t < HALF; ++t) put_sink(t, t & l ? x[t] : z[t]);
+      for (int t = 0; t < HALF; ++t) to_sinks.put(t, t & l ? x[t] : z[t]);
       __syncwarp();
       keep(level, products(sinks, sources));
       pass_level(l, x, z, all);
     }
     __syncwarp();
 #pragma unroll
-    for (int t = 0; t < HALF; ++t) put_sink(t, upper ? x[t] : z[t]);
+    for (int t = 0; t < HALF; ++t) to_sinks.put(t, upper ? x[t] : z[t]);
     *reinterpret_cast<float2*>(&desk.half[upper][c]) = all[0];
     *reinterpret_cast<float2*>(&desk.near[upper][g][j]) = {near[0], near[1]};
-    const int place_g = desk.place(base + g), place_j = desk.place(base + j);
-    T *const pair_row = &desk.pairs[place_g][place_j], *const pair_column = &desk.pairs[place_j][place_g];
-    const auto put_pairs = [&](int later, float2 sum) {  // of tokens g + later
-      constexpr int pitch = Desk::PAIR_PITCH;
-      const Two two = narrow<T>(sum);
-      *reinterpret_cast<Two*>(pair_row + later / 2 * pitch) = two;
-      pair_column[later / 2] = two.x, pair_column[later / 2 + pitch] = two.y;
-    };
-    if (g > j) put_pairs(0, {near[0], near[1]});
+    const PairScores pairs(desk, base + g, base + j);
+    if (g > j) pairs.put(0, {near[0], near[1]});
     meet();
     const float2 other = *reinterpret_cast<const float2*>(&desk.half[!upper][c]), one{1.f, 1.f};
     const float2 before = upper ? other : one, behind = upper ? one : other;
 #pragma unroll
-    for (int t = 0; t < HALF; ++t) put_source(t, z[t] * behind);
+    for (int t = 0; t < HALF; ++t) to_sources.put(t, z[t] * behind);
     if (upper) {
       *reinterpret_cast<float2*>(&desk.all[c]) = all[0] * other;
       *reinterpret_cast<Two*>(&desk.gates[lane % 4][lane / 4 * 2]) = narrow<T>(all[0] * other);
     } else {
-      put_pairs(HALF, products(eight_rows(to.x, true, true), sources));
+      pairs.put(HALF, products(eight_rows(to.x, true, true), sources));
     }
     meet();
 #pragma unroll
-    for (int t = 0; t < HALF; ++t) put_sink(t, x[t] * before);
+    for (int t = 0; t < HALF; ++t) to_sinks.put(t, x[t] * before);
   }
 };
 
