@@ -163,7 +163,8 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     commit_copies();
   }
 
-  // What is where, and what staging leaves as it is: columns behind the data, absent gates, and of a state what lies behind its rows and keys.
+  // What is where, and what staging leaves as it is: columns behind the data, absent gates, and of a state what lies behind its
+  // rows and keys.
   __device__ __forceinline__ void init() const {
     const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * DESKS;
     if (warp < DESKS) {

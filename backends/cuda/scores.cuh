@@ -148,7 +148,7 @@ struct HalfRows {
 template <class Desk>
 struct PairScores {
   using T = std::remove_all_extents_t<decltype(Desk::pairs)>;
-  static constexpr int PITCH = sizeof(Desk::pairs[0]) / sizeof(T);
+  static constexpr int pitch = sizeof(Desk::pairs[0]) / sizeof(T);
   T *row, *column;
 
   __device__ __forceinline__ PairScores(Desk& desk, int t, int s) {
@@ -158,8 +158,8 @@ struct PairScores {
   // Of token t + later, 0 or 8.
   __device__ __forceinline__ void put(int later, float2 x) const {
     const auto two = narrow<T>(x);
-    *reinterpret_cast<typename Pair<T>::type*>(row + later / 2 * PITCH) = two;
-    column[later / 2] = two.x, column[later / 2 + PITCH] = two.y;
+    *reinterpret_cast<typename Pair<T>::type*>(row + later / 2 * pitch) = two;
+    column[later / 2] = two.x, column[later / 2 + pitch] = two.y;
   }
 };
 
@@ -196,18 +196,18 @@ struct HalfChunk {
   template <bool logits, class Desk, class Meet>
   __device__ __forceinline__ void run(Desk& desk, int parity, const Meet& meet) const {
     const int lane = threadIdx.x % 32, c = 2 * lane, g = lane / 4, j = lane % 4 * 2, base = upper ? HALF : 0;
-    auto &from = desk.rows[parity], &to = desk.rows[1 - parity];  // x and z, sinks and sources
-    const HalfRows in_x(from.x, upper), in_z(from.z, upper);
+    const HalfRows in_x(desk.x(parity), upper), in_z(desk.z(parity), upper);
     const HalfRows gates(desk.a(parity), upper);
-    const HalfRows to_sinks(to.x, upper), to_sources(to.z, upper);
-    // A lane's scores are those of tokens g with j and j + 1. apart: its highest bit is the level that splits them.
+    const HalfRows to_sinks(desk.sinks(parity), upper), to_sources(desk.sources(parity), upper);
+    // A lane's scores are those of tokens g with j and j + 1; DiagonalPairs in one register: the highest bit of `apart` is the
+    // level that splits them, 0 stands for equal ones, 16 for no pair.
     float near[2] = {};
     const int apart = g > j ? g ^ j : g == j ? 0 : 16;
     const auto keep = [&](int level, float2 sum) {
       if (level > 0 ? apart >> level == 1 : apart == level + 1) near[0] += sum.x;
       if (level > 0 ? apart >> level == 1 : level < 0 && apart == 1) near[1] += sum.y;
     };
-    keep(-1, products(eight_rows(from.x, upper, true), eight_rows(from.z, upper, false)));
+    keep(-1, products(eight_rows(desk.x(parity), upper, true), eight_rows(desk.z(parity), upper, false)));
     float2 x[HALF], z[HALF], all[HALF];  // as pass_level has them
 #pragma unroll
     for (int t = 0; t < HALF; ++t) {
@@ -215,7 +215,8 @@ struct HalfChunk {
       x[t] = in_x.get(t) * all[t];
       z[t] = in_z.get(t);
     }
-    const uint32_t sinks = eight_rows(to.x, upper, true), sources = eight_rows(to.x, upper, false);
+    auto& levels = desk.sinks(parity);
+    const uint32_t sinks = eight_rows(levels, upper, true), sources = eight_rows(levels, upper, false);
 #pragma unroll
     for (int level = 0; level < 3; ++level) {
       const int l = 1 << level;
@@ -242,7 +243,7 @@ struct HalfChunk {
       *reinterpret_cast<float2*>(&desk.all[c]) = all[0] * other;
       *reinterpret_cast<Two*>(&desk.gates[lane % 4][lane / 4 * 2]) = narrow<T>(all[0] * other);
     } else {
-      pairs.put(HALF, products(eight_rows(to.x, true, true), sources));
+      pairs.put(HALF, products(eight_rows(levels, true, true), sources));
     }
     meet();
 #pragma unroll

@@ -171,13 +171,6 @@ __device__ __forceinline__ void tell(uint32_t* to, uint32_t count) {
   if (threadIdx.x % 32 == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(count) : "memory");
 }
 
-// 16 bytes, now: the compiler may neither split the load nor make it wait for what decides whether they are needed.
-__device__ __forceinline__ float4 load_line(const float4* from) {
-  float4 x;
-  asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(from) : "memory");
-  return x;
-}
-
 // c[16x8] += a[16x16] b[16x8]. Lane l holds rows l / 4 and l / 4 + 8 of c, columns 2 (l % 4) and the next.
 template <class T>
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
@@ -228,6 +221,12 @@ __device__ __forceinline__ void copy_word_async(void* to, const void* from) {  /
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// 16 bytes from global memory, now: the compiler may neither split the load nor make it wait for what decides whether they are needed.
+__device__ __forceinline__ float4 load_line(const float4* from) {
+  float4 x;
+  asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(from) : "memory");
+  return x;
+}
 // To global memory at once, where the compiler would store word by word: a pair, two pairs, and 16 bytes.
 __device__ __forceinline__ void store_pair(const void* to, uint32_t x) {
   asm volatile("st.global.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
