@@ -4,6 +4,7 @@
 // are of one launch, and wait for each other; the plain ones that share a gradient are of launches one after the other.
 #pragma once
 
+#include "launch.hpp"
 #include "sequence.cuh"
 #include "state.cuh"
 
@@ -66,12 +67,10 @@ struct TileTask {
 
 // `local` goes first where there are segments, as in forward.cuh.
 struct BackwardKernels {
-  void (*backward)(BackwardArgs);
-  void (*local)(BackwardArgs);
-  unsigned threads;
-  size_t memory, local_floats;  // shared memory of a block; what `local` leaves of a segment
-  int run;                      // tokens between the states that a block keeps; 0: it keeps none
-  int waiting;                  // warps of a block that wait for those of another tile's; 0: the tiles go by launches
+  Kernel<BackwardArgs> backward, local;
+  size_t local_floats;  // what `local` leaves of a segment
+  int run;              // tokens between the states that a block keeps; 0: it keeps none
+  int waiting;          // warps of a block that wait for those of another tile's; 0: the tiles go by launches
 };
 
 // The plain ones: of any data.

@@ -44,6 +44,13 @@ __device__ __forceinline__ const E* whole_at(const Rows& x, const Place& c, int 
   return static_cast<const E*>(x.data) + c.b * x.b + c.h * x.h + static_cast<uint32_t>(c.first + t) * x.t + column;
 }
 
+// The operand from a place's first token on: there that is {0, 0, 0}.
+template <class E>
+__device__ __forceinline__ Rows rows_from(Rows x, const Place& start) {
+  x.data = at<E>(x, start, 0, 0);
+  return x;
+}
+
 // Whether the chunk of an operand can be brought by stage_rows.
 __device__ __forceinline__ bool copied(const Rows& x, const Place& c) { return x.whole && c.count == CHUNK; }
 

@@ -138,7 +138,7 @@ struct ChunkGradients {
   using P = typename Pair<T>::type;
   using Desk = SideDesk<T, G>;
   BackwardMemory<T, G>& memory;
-  int block = 0;  // at work; for local states, whose desks need no second place, none is told
+  int block = 0;  // at work
 
   __device__ __forceinline__ int parity() const { return fresh(block) & 1; }  // kept in no register
 

@@ -14,8 +14,11 @@ namespace {
 template <class T, class G, bool logits>
 BackwardKernels kernels() {
   static_assert(sizeof(BackwardMemory<T, G>) <= shared_memory);
-  return {decay_backward_kernel<T, G, true, logits>, decay_backward_kernel<T, G, false, false>, 32 * BACKWARD_WARPS,
-          sizeof(BackwardMemory<T, G>), HeadBackward<T, G, logits>::Local::FLOATS, 0, BACKWARD_WARPS};
+  return {{decay_backward_kernel<T, G, logits>, 32 * BACKWARD_WARPS, sizeof(BackwardMemory<T, G>)},
+          {decay_backward_local_kernel<T, G>, LOCAL_THREADS, sizeof(LocalMemory<T, G>)},
+          TileLocal::FLOATS,
+          0,
+          BACKWARD_WARPS};
 }
 
 BackwardKernels choose(const Problem& p, bool plain) {
@@ -44,7 +47,7 @@ struct Form {
 // all would be over a quarter of operands and results, of one tile a launch.
 Form plain_form(const Problem& p) {
   const BackwardKernels use = plain_backward(p);
-  const int64_t room = (most_shared_memory(p) - static_cast<int64_t>(use.memory)) / tile_bytes;
+  const int64_t room = (most_shared_memory(p) - static_cast<int64_t>(use.backward.memory)) / tile_bytes;
   const int64_t state = p.D * p.K * static_cast<int64_t>(sizeof(float));
   const auto kept = [&](int64_t interval) {  // before all runs of a stretch but the last
     return (std::max<int64_t>(1, std::min(interval, p.T)) - 1) / use.run;
@@ -93,8 +96,8 @@ bool DecayBackward::takes(const Problem& p) { return p.D <= largest && p.K <= la
 
 DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) {
   const BackwardKernels use = choose(p, !saved_.narrow);
-  for (const auto kernel : {use.backward, use.local})
-    raise_shared_memory(reinterpret_cast<const void*>(kernel), static_cast<size_t>(most_shared_memory(p)));
+  for (const auto& kernel : {use.backward, use.local})
+    raise_shared_memory(reinterpret_cast<const void*>(kernel.function), static_cast<size_t>(most_shared_memory(p)));
   const Form of = form(p);
   const int64_t local = static_cast<int64_t>(use.local_floats);
   shared_ = of.shared, kept_ = of.kept, tiles_ = of.together;
@@ -144,16 +147,16 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       static_cast<int>(tiles_),
       0};
   const BackwardKernels use = choose(p, !saved_.narrow);
-  const auto how = [&](int64_t blocks, int64_t states) {
-    const size_t memory = use.memory + static_cast<size_t>(states * tile_bytes);
-    return config(dim3(static_cast<unsigned>(blocks)), use.threads, memory, stream);
+  const auto how = [&](const Kernel<BackwardArgs>& kernel, int64_t blocks, int64_t states) {
+    const size_t memory = kernel.memory + static_cast<size_t>(states * tile_bytes);
+    return config(dim3(static_cast<unsigned>(blocks)), kernel.threads, memory, stream);
   };
   if (told_) check(cudaMemsetAsync(told, 0, static_cast<size_t>(told_) * sizeof *told, stream));
   for (; args.number * tiles_ < tiles(p.D) * tiles(p.K); ++args.number) {
     if (!use.waiting) take_turns(args);
-    if (local_blocks_) launch(how(local_blocks_, 0), use.local, args);
-    if (local_blocks_ && use.waiting) launch_early(how(blocks_, shared_), use.backward, args);
-    else launch(how(blocks_, shared_), use.backward, args);
+    if (local_blocks_) launch(how(use.local, local_blocks_, 0), use.local.function, args);
+    if (local_blocks_ && use.waiting) launch_early(how(use.backward, blocks_, shared_), use.backward.function, args);
+    else launch(how(use.backward, blocks_, shared_), use.backward.function, args);
   }
 }
 

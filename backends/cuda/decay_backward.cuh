@@ -13,6 +13,7 @@
 #pragma once
 
 #include "chunk_gradients.cuh"
+#include "decay_local.cuh"
 
 namespace t2fw::cuda {
 
@@ -25,7 +26,6 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   using Base::memory;
   using Base::parity;
   using State = StateRows<T, HALF_SLICE>;
-  using Local = cuda::Local<State::N, 32 * SWEEP_WARPS>;
   const BackwardArgs& p;
 
   __device__ __forceinline__ Place place(int block, int number) const {
@@ -38,8 +38,8 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     const TileTask& task = memory.task;
     s = p.side[number];
     const Place start{task.sequence.b, task.h, task.sequence.begin, 0};
-    for (Rows* x : {&s.z, &s.x, &s.d_z, &s.d_x}) x->data = at<T>(*x, start, 0, 0);
-    for (Rows* x : {&s.a, &s.d_a}) x->data = at<G>(*x, start, 0, 0);
+    for (Rows* x : {&s.z, &s.x, &s.d_z, &s.d_x}) *x = rows_from<T>(*x, start);
+    for (Rows* x : {&s.a, &s.d_a}) *x = rows_from<G>(*x, start);
     if (number) return;
     memory.written = p.written + int64_t{task.block} * BACKWARD_WARPS;
     memory.apart = p.segments * BACKWARD_WARPS;
@@ -116,16 +116,23 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     }
   }
   // By those that hold R: backward through them.
-  __device__ __forceinline__ void back(State& R, int warp, bool keep, Local* local) const {
+  __device__ __forceinline__ void back(State& R, int warp) const {
 #pragma unroll
     for (int chunk = CHUNKS - 1; chunk >= 0; --chunk) {
       Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
       typename State::Update update;
       update.load(value.sinks(parity()), key.sinks(parity()), value.all, key.all, row_of_warp(warp), key_of_warp(warp));
-      if (keep) leave(memory.R[chunk], R, warp);
+      leave(memory.R[chunk], R, warp);
       R.apply(update);
-      if (local) update.multiply(local->gates);
     }
+  }
+
+  // Takes R through the segments behind this one.
+  __device__ __forceinline__ void pass_segments(State& R, int warp) const {
+    const TileTask& t = memory.task;
+    const int thread = warp % 4 * 32 + threadIdx.x % 32, first = warp / 4 % 2 * State::N;  // as TileLocal has them
+    for (int s = t.segment.count - 1; s > t.segment.number; --s)
+      TileLocal::pass(t.local(p, TileLocal::FLOATS, s), thread, R.S, first);
   }
 
   // Every warp brings its part of the state before block `block`.
@@ -187,7 +194,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   __device__ __forceinline__ void sweep(int warp) const {
     if (warp < SWEEP_WARPS) return forth(warp);
     State R = parked(warp);
-    back(R, warp, true, nullptr);
+    back(R, warp);
     park(R, warp);
   }
 
@@ -206,7 +213,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   __device__ __forceinline__ void run() {
     const auto warp = [] { return fresh(threadIdx.x / 32); };
     for (block = end() - 1; block >= first(); --block) {
-      wait_all_copies();
+      wait_copies<0>();
       this->pair_barrier(warp() / 2);
       prepare(warp() / 2, warp() % 2);
       if (block + 1 < end()) this->tell_written(end() - 1 - block);  // of the block before: they have had time to arrive
@@ -226,70 +233,55 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     }
     this->tell_written(end() - first());
   }
-
-  // R from zero, with the products of all gates.
-  __device__ __forceinline__ void run_local(State& R, Local& local) const {
-    const int warp = threadIdx.x / 32;
-    init();
-    __syncthreads();
-    const auto stage_local = [&](int block) {
-      if (warp % 2) stage_gates(block, 0, warp / 2);
-      else stage_rows(block, 0, warp / 2, false);
-      commit_copies();
-    };
-    stage_local(end() - 1);
-    for (int block = end() - 1; block >= first(); --block) {
-      wait_all_copies();
-      __syncthreads();
-      if (warp < DESKS) {
-        Desk& desk = memory.desk[warp];
-        const int column = 2 * (threadIdx.x % 32);
-        *reinterpret_cast<float2*>(&desk.all[column]) =
-            scale_sinks(desk.x(0), desk.a(0), memory.side[warp % 2].a.logits, desk.sinks(0), column);
-      }
-      __syncthreads();
-      if (block > first()) stage_local(block - 1);
-      if (warp >= SWEEP_WARPS) back(R, warp, false, &local);
-    }
-  }
 };
 
-template <class T, class G, bool outputs, bool logits>
+template <class T, class G, bool logits>
 __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
   using Kernel = HeadBackward<T, G, logits>;
   Kernel kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory)}, p};
   const TileTask& task = kernel.memory.task;
   if (threadIdx.x == 0) {
-    const int block = outputs && p.started ? started(p.started) : blockIdx.x, segments = outputs ? p.segments : p.local_segments;
-    kernel.memory.task = TileTask::of<outputs>(p, block / segments, block % segments);
+    const int block = p.started ? started(p.started) : blockIdx.x;
+    kernel.memory.task = TileTask::of<true>(p, block / p.segments, block % p.segments);
   }
   __syncthreads();
-  if (outputs && p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
+  if (p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
   if (!task.segment.count) return;
-  const int warp = threadIdx.x / 32, thread = threadIdx.x - 32 * SWEEP_WARPS;
-  const auto local_of = [&](int s) { return task.local(p, Kernel::Local::FLOATS, s); };
+  const int warp = threadIdx.x / 32;
   const bool holds_R = warp >= SWEEP_WARPS, tokens = task.segment.end > task.segment.start;
   typename Kernel::State R;
-  if constexpr (outputs) {
-    if (tokens) kernel.start();  // reads nothing that `local` leaves
-    if (holds_R) {
-      if (p.local) wait_for_launch();
-      kernel.load_state(R, p.d_final_state, warp);
-      for (int s = task.segment.count - 1; s > task.segment.number; --s) Kernel::Local::pass(local_of(s), thread, R.S);
-      kernel.park(R, warp);
-    }
-    if (tokens) kernel.run();
-    if (holds_R && task.segment.number == 0) {
-      R = kernel.parked(warp);
-      R.store(p.d_initial_state, task.sequence.n, task.h, task.value + Kernel::row_of_warp(warp), task.key + Kernel::key_of_warp(warp),
-              p.side[0].width, p.side[1].width);
-    }
-  } else if (let_next_start(); task.segment.number > 0) {
-    typename Kernel::Local local;
-    if (tokens) kernel.run_local(R, local);
-    if (holds_R) local.put(local_of(task.segment.number), thread, R.S);
+  if (tokens) kernel.start();  // reads nothing that `local` leaves
+  if (holds_R) {
+    if (p.local) wait_for_launch();
+    kernel.load_state(R, p.d_final_state, warp);
+    kernel.pass_segments(R, warp);
+    kernel.park(R, warp);
   }
+  if (tokens) kernel.run();
+  if (holds_R && task.segment.number == 0) {
+    R = kernel.parked(warp);
+    R.store(p.d_initial_state, task.sequence.n, task.h, task.value + Kernel::row_of_warp(warp), task.key + Kernel::key_of_warp(warp),
+            p.side[0].width, p.side[1].width);
+  }
+}
+
+template <class T, class G>
+__global__ void __launch_bounds__(LOCAL_THREADS, 1) decay_backward_local_kernel(const __grid_constant__ BackwardArgs p) {
+  extern __shared__ __align__(16) char memory[];
+  auto& local = *reinterpret_cast<LocalMemory<T, G>*>(memory);
+  const TileTask task = TileTask::of<false>(p, blockIdx.x / p.local_segments, blockIdx.x % p.local_segments);
+  let_next_start();
+  const Segment& segment = task.segment;
+  if (!segment.count || segment.number == 0) return;
+  if (threadIdx.x == 0) {
+    const Place start{task.sequence.b, task.h, task.sequence.begin + segment.start, 0};
+    for (int i = 0; i < 2; ++i) {
+      const SideArgs& s = p.side[i];
+      local.side[i] = {rows_from<T>(s.x, start), rows_from<G>(s.a, start), i ? task.key : task.value, s.width};
+    }
+  }
+  LocalPass<T, G, true>{local, segment.end - segment.start}.run(task.local(p, TileLocal::FLOATS, segment.number));
 }
 
 }  // namespace t2fw::cuda

@@ -10,11 +10,10 @@ namespace {
 template <class T, class G, bool logits>
 ForwardKernels kernels(bool tiles) {
   constexpr int warps = inside_warps<T, G>;
-  return {tiles ? decay_forward_kernel<T, G, true, true, logits> : decay_forward_kernel<T, G, true, false, logits>,
-          decay_forward_kernel<T, G, false, false, false>,
-          32 * (warps + STATE_WARPS),
-          warps * sizeof(Desk<T, G>),
-          State<T, G, true>::Local::FLOATS,
+  return {{tiles ? decay_forward_kernel<T, G, true, logits> : decay_forward_kernel<T, G, false, logits>,
+           32 * (warps + STATE_WARPS), warps * sizeof(Desk<T, G>)},
+          {decay_forward_local_kernel<T, G>, LOCAL_THREADS, sizeof(LocalMemory<T, G>)},
+          TileLocal::FLOATS,
           SLICE,
           SLICE,
           warps};
@@ -37,7 +36,8 @@ ForwardKernels choose(const Problem& p, bool plain) {
 DecayForward::DecayForward(const Problem& p)
     : p_(p), saved_(saved_states(p)), plain_(!tensor_cores(p) || p.K > largest_tensor_key) {
   const ForwardKernels use = choose(p, plain_);
-  for (const auto kernel : {use.forward, use.local}) raise_shared_memory(reinterpret_cast<const void*>(kernel), use.memory);
+  for (const auto& kernel : {use.forward, use.local})
+    raise_shared_memory(reinterpret_cast<const void*>(kernel.function), kernel.memory);
   const int64_t slices = (p.D + use.values - 1) / use.values, keys = (p.K + use.keys - 1) / use.keys;
   const int64_t bytes = slices * keys * static_cast<int64_t>(use.local_floats * sizeof(float));  // of a segment
   cuts_ = cut(p, slices * keys, multiprocessors(p), FORWARD_LOCAL_PASS, CHUNK, bytes);
@@ -75,11 +75,13 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
                          static_cast<int>(cuts_.local),
                          static_cast<int>(p.sequences)};
   const ForwardKernels use = choose(p, plain_);
-  const auto how = [&](int64_t blocks) { return config(static_cast<unsigned>(blocks), use.threads, use.memory, stream); };
+  const auto how = [&](const Kernel<ForwardArgs>& kernel, int64_t blocks) {
+    return config(static_cast<unsigned>(blocks), kernel.threads, kernel.memory, stream);
+  };
   if (told_) check(cudaMemsetAsync(told, 0, static_cast<size_t>(told_) * sizeof *told, stream));
-  if (local_blocks_) launch(how(local_blocks_), use.local, args);
-  if (local_blocks_ && !plain_) launch_early(how(blocks_), use.forward, args);
-  else launch(how(blocks_), use.forward, args);
+  if (local_blocks_) launch(how(use.local, local_blocks_), use.local.function, args);
+  if (local_blocks_ && !plain_) launch_early(how(use.forward, blocks_), use.forward.function, args);
+  else launch(how(use.forward, blocks_), use.forward.function, args);
 }
 
 }  // namespace t2fw::cuda

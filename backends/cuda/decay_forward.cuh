@@ -12,13 +12,12 @@
 
 #include <algorithm>
 
+#include "decay_local.cuh"
 #include "forward.cuh"
 #include "kernels.hpp"
 #include "scores.cuh"
 
 namespace t2fw::cuda {
-
-inline constexpr int STATE_WARPS = SLICE / 16;
 
 // What a chunk is worked on in: its operands as they came, and what its warp and the state warps hand each other.
 template <class T, class G>
@@ -49,10 +48,9 @@ struct SegmentRows {
   // By one thread.
   template <class T, class G>
   __device__ __forceinline__ void place(const ForwardArgs& p, const Task& task) {
-    v = p.v, f = p.f, q = p.q, k = p.k, g = p.g, y = p.y;
     const Place start = task.place(0, CHUNK);
-    for (Rows* x : {&v, &q, &k, &y}) x->data = at<T>(*x, start, 0, 0);
-    for (Rows* x : {&f, &g}) x->data = at<G>(*x, start, 0, 0);
+    v = rows_from<T>(p.v, start), q = rows_from<T>(p.q, start), k = rows_from<T>(p.k, start), y = rows_from<T>(p.y, start);
+    f = rows_from<G>(p.f, start), g = rows_from<G>(p.g, start);
   }
 };
 
@@ -62,9 +60,8 @@ struct SegmentRows {
 template <class T, class G>
 inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(SegmentRows)) / sizeof(Desk<T, G>));
 
-// An inside warp. outputs: y is wanted; else only what the state needs. tiles: the head has others, of other keys, that have
-// parts in y. logits: where y is wanted, whether the gates are given by them.
-template <class T, class G, bool outputs, bool tiles, bool logits>
+// An inside warp. tiles: the head has others, of other keys, that have parts in y. logits: the gates are given by them.
+template <class T, class G, bool tiles, bool logits>
 struct Inside {
   using P = typename Pair<T>::type;
   using PG = typename Pair<G>::type;
@@ -73,13 +70,13 @@ struct Inside {
   const SegmentRows& rows;
   Desk<T, G>& desk;
 
-  __device__ __forceinline__ int key() const { return outputs && !tiles ? 0 : task.key; }
+  __device__ __forceinline__ int key() const { return tiles ? task.key : 0; }
   __device__ __forceinline__ Place place(int first) const { return {0, 0, first, min(task.length - first, CHUNK)}; }
 
   __device__ __forceinline__ void stage_keys(int first) const {
     if (first < task.length) {
       const Place c = place(first);
-      if constexpr (outputs) stage<SLICE, tiles>(desk.q, rows.q, c, key(), p.K, 0.f);
+      stage<SLICE, tiles>(desk.q, rows.q, c, key(), p.K, 0.f);
       stage<SLICE, tiles>(desk.k, rows.k, c, key(), p.K, 0.f);
       stage<SLICE, tiles>(desk.g, rows.g, c, key(), p.K, absent_gate(rows.g));
     }
@@ -196,7 +193,6 @@ struct Inside {
 
   __device__ __forceinline__ void run(int warp) const {
     constexpr int stride = inside_warps<T, G> * CHUNK;
-    const int lane = threadIdx.x % 32;
     if (p.K - key() < SLICE || !rows.g.width) {
       fill<SLICE>(desk.q, 0.f), fill<SLICE>(desk.k, 0.f), fill<SLICE>(desk.g, absent_gate(rows.g));
     }
@@ -206,25 +202,18 @@ struct Inside {
     uint32_t chunks = 0;  // done by this warp
     for (int first = warp * CHUNK; first < task.length; first += stride) {
       float2 y[CHUNK], before[CHUNK];
-      wait_copies();
-      if constexpr (outputs) {
-        gated_scores<logits>(desk.q, desk.k, desk.g, desk.sinks, desk.sources, desk.all_g, desk.scores);
-      } else {
-        *reinterpret_cast<float2*>(&desk.all_g[2 * lane]) = scale_sources(desk.k, desk.g, true, rows.g.logits, desk.sources, 2 * lane);
-      }
+      wait_copies<1>();
+      gated_scores<logits>(desk.q, desk.k, desk.g, desk.sinks, desk.sources, desk.all_g, desk.scores);
       __syncwarp();
       if (tiles && chunks) tell_done(chunks);  // of the chunk before: its stores have had time to arrive
       stage_keys(first + stride);
-      wait_copies();
+      wait_copies<1>();
       if (tiles && key()) stage_earlier(first, chunks + 1);
-      if constexpr (outputs)
-        values(y, before);
-      else
-        *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = scale_sources(desk.v, desk.f, rows.f.width, rows.f.logits, desk.values, 2 * lane);
+      values(y, before);
       desk.full.arrive();
       desk.done.wait(chunks++ % 2);
-      if (tiles) wait_all_copies();
-      if constexpr (outputs) store_output(first, y, before);
+      if (tiles) wait_copies<0>();
+      store_output(first, y, before);
       __syncwarp();
       stage_values(first + stride);
     }
@@ -232,21 +221,20 @@ struct Inside {
   }
 };
 
-// A state warp. only: the head has no other keys.
-template <class T, class G, bool only>
+// A state warp. tiles: as above.
+template <class T, class G, bool tiles>
 struct State {
   using Desk = cuda::Desk<T, G>;
   using Rows = StateRows<T, SLICE>;
   using Update = typename Rows::Update;
-  using Local = cuda::Local<Rows::N, 32 * STATE_WARPS>;
   static constexpr int turns = inside_warps<T, G>;
   const ForwardArgs& p;
   const Task& task;
   Desk* desks;
   int warp;
 
-  __device__ __forceinline__ int key() const { return only ? 0 : task.key; }
-  __device__ __forceinline__ float* local(int segment) const { return task.local(p, Local::FLOATS, segment); }
+  __device__ __forceinline__ int key() const { return tiles ? task.key : 0; }
+  __device__ __forceinline__ float* local(int segment) const { return task.local(p, TileLocal::FLOATS, segment); }
   __device__ __forceinline__ void load(Update& update, const Desk& desk) const {
     update.load(desk.values, desk.sources, desk.all_f, desk.all_g, warp * 16, 0);
   }
@@ -292,9 +280,9 @@ struct State {
     Rows rows;
     const Segment& segment = task.segment;
     if (p.local) wait_for_launch();
-    if (segment.count > 1) Local::get(local(segment.count - 1), thread, rows.S);
+    if (segment.count > 1) TileLocal::get(local(segment.count - 1), thread, rows.S);
     else rows.load(p.initial_state, task.sequence.n, task.h, first_row, key(), p.D, p.K);
-    for (int s = 0; s < segment.number; ++s) Local::pass(local(s), thread, rows.S);  // always in this order
+    for (int s = 0; s < segment.number; ++s) TileLocal::pass(local(s), thread, rows.S);  // always in this order
     const int interval = static_cast<int>(p.interval);
     int64_t number = max(segment.start - 1, 0) / interval;
     int next = p.checkpoints ? (static_cast<int>(number) + 1) * interval - segment.start : -1;
@@ -316,52 +304,21 @@ struct State {
     }
     if (segment.last()) rows.store(p.final_state, task.sequence.n, task.h, first_row, key(), p.D, p.K);
   }
-
-  // Nobody continues from the last segment: in its place the initial state is kept, which final_state may overwrite.
-  __device__ __forceinline__ void keep_initial() const {
-    Rows rows;
-    rows.load(p.initial_state, task.sequence.n, task.h, task.column + warp * 16, key(), p.D, p.K);
-    Local().put(local(task.segment.number), warp * 32 + threadIdx.x % 32, rows.S);
-  }
-
-  __device__ __forceinline__ void run_local() const {
-    Rows rows;
-    Local all;
-    int turn = 0;
-    uint32_t round = 0;
-    for (int first = 0; first < task.length; first += CHUNK) {
-      Desk& desk = desks[turn];
-      Update update;
-      desk.full.wait(round);
-      load(update, desk);
-      desk.done.arrive();
-      rows.apply(update);
-      update.multiply(all.gates);
-      if (++turn == turns) turn = 0, round ^= 1;
-    }
-    all.put(local(task.segment.number), warp * 32 + threadIdx.x % 32, rows.S);
-  }
 };
 
-template <class T, class G, bool outputs, bool tiles, bool logits>
+template <class T, class G, bool tiles, bool logits>
 __global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
     decay_forward_kernel(const __grid_constant__ ForwardArgs p) {
   extern __shared__ __align__(16) char memory[];
   constexpr int inside = inside_warps<T, G>;
-  constexpr bool only = outputs && !tiles;
   auto* const desks = reinterpret_cast<Desk<T, G>*>(memory);
   __shared__ int number;
   if (tiles && threadIdx.x == 0) number = started(p.started);
   if (tiles) __syncthreads();
-  const Task task = Task::of<outputs>(p, tiles ? number : blockIdx.x, SLICE, SLICE);
+  const Task task = Task::of<true>(p, tiles ? number : blockIdx.x, SLICE, SLICE);
   const int warp = threadIdx.x / 32;
-  if (!outputs) let_next_start();
-  if (outputs && p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
+  if (p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
   if (!task.segment.count) return;
-  if (!outputs && task.segment.last()) {
-    if (warp >= inside) State<T, G, only>{p, task, desks, warp - inside}.keep_initial();
-    return;
-  }
   __shared__ SegmentRows rows;
   if (threadIdx.x == 32 * inside) rows.place<T, G>(p, task);
   if (threadIdx.x < inside) {
@@ -370,12 +327,34 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
   }
   __syncthreads();
   if (warp < inside) {
-    Inside<T, G, outputs, tiles, logits>{p, task, rows, desks[warp]}.run(warp);
+    Inside<T, G, tiles, logits>{p, task, rows, desks[warp]}.run(warp);
   } else {
-    const State<T, G, only> state{p, task, desks, warp - inside};
-    if constexpr (outputs) state.run();
-    else state.run_local();
+    State<T, G, tiles>{p, task, desks, warp - inside}.run();
   }
+}
+
+template <class T, class G>
+__global__ void __launch_bounds__(LOCAL_THREADS, 1) decay_forward_local_kernel(const __grid_constant__ ForwardArgs p) {
+  extern __shared__ __align__(16) char memory[];
+  auto& local = *reinterpret_cast<LocalMemory<T, G>*>(memory);
+  const Task task = Task::of<false>(p, blockIdx.x, SLICE, SLICE);
+  let_next_start();
+  if (!task.segment.count) return;
+  float* const to = task.local(p, TileLocal::FLOATS, task.segment.number);
+  if (task.segment.last()) {  // nobody continues from it: in its place the initial state is kept, which final_state may overwrite
+    const int warp = threadIdx.x / 32;
+    StateRows<T, SLICE> state;
+    if (warp >= STATE_WARPS) return;
+    state.load(p.initial_state, task.sequence.n, task.h, task.column + warp * 16, task.key, p.D, p.K);
+    TileLocal().put(to, threadIdx.x, state.S);
+    return;
+  }
+  if (threadIdx.x == 0) {
+    const Place start = task.place(0, CHUNK);
+    local.side[0] = {rows_from<T>(p.v, start), rows_from<G>(p.f, start), task.column, p.D};
+    local.side[1] = {rows_from<T>(p.k, start), rows_from<G>(p.g, start), task.key, p.K};
+  }
+  LocalPass<T, G, false>{local, task.length}.run(to);
 }
 
 }  // namespace t2fw::cuda

@@ -2,6 +2,7 @@
 // (plain_forward.cuh).
 #pragma once
 
+#include "launch.hpp"
 #include "sequence.cuh"
 #include "state.cuh"
 
@@ -23,12 +24,10 @@ struct ForwardArgs {
 // A kernel for each head, tile of its state and segment, and the one that goes before it where there are segments: it leaves
 // each segment's state from zero and its products of gates, from which every segment finds the state it starts from.
 struct ForwardKernels {
-  void (*forward)(ForwardArgs);
-  void (*local)(ForwardArgs);
-  unsigned threads;
-  size_t memory, local_floats;  // shared memory of a block; what `local` leaves of a segment
-  int64_t values, keys;         // of a tile
-  int waiting;                  // warps of a block that wait for those of a tile of other keys
+  Kernel<ForwardArgs> forward, local;
+  size_t local_floats;   // what `local` leaves of a segment
+  int64_t values, keys;  // of a tile
+  int waiting;           // warps of a block that wait for those of a tile of other keys
 };
 
 // The plain ones: of any data, K up to largest_key.

@@ -10,6 +10,14 @@ namespace t2fw::cuda {
 
 void check(cudaError_t error);
 
+// A kernel, a block's threads and its shared bytes.
+template <class Args>
+struct Kernel {
+  void (*function)(Args);
+  unsigned threads;
+  size_t memory;
+};
+
 // How a kernel is launched; memory: its shared bytes.
 cudaLaunchConfig_t config(dim3 grid, unsigned threads, size_t memory, cudaStream_t stream);
 // The one way to launch, whose status cudaGetLastError would mix with an application's earlier one.

@@ -68,7 +68,7 @@ struct Staging {
   __device__ __forceinline__ void finish_gates(float (&to)[RUN][W], const Rows& x, int thread) const {
     finish(to, x, thread);
     if (!x.logits || !x.width) return;
-    wait_all_copies();
+    wait_copies<0>();
     const int each = x.whole ? 4 : 1;
 #pragma unroll 1
     for (int i = thread * each; i < RUN * W; i += threads * each)

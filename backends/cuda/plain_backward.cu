@@ -9,8 +9,11 @@ namespace {
 template <class T, class G>
 BackwardKernels kernels() {
   static_assert(sizeof(plain::BackwardMemory) <= plain_shared_memory);
-  return {plain::backward_kernel<T, G, true>, plain::backward_kernel<T, G, false>, plain::BACKWARD_THREADS,
-          sizeof(plain::BackwardMemory), plain::Backward<T, G>::Local::FLOATS, plain::BACK_RUN, 0};
+  const auto kernel = [](auto function) {
+    return Kernel<BackwardArgs>{function, plain::BACKWARD_THREADS, sizeof(plain::BackwardMemory)};
+  };
+  return {kernel(plain::backward_kernel<T, G, true>), kernel(plain::backward_kernel<T, G, false>),
+          plain::Backward<T, G>::Local::FLOATS, plain::BACK_RUN, 0};
 }
 
 }  // namespace

@@ -116,7 +116,7 @@ struct Backward {
       z.finish(to.z, s.z, thread);
       a.finish_gates(to.a, s.a, thread);
       x.finish(to.x, s.x, thread);
-      wait_all_copies();
+      wait_copies<0>();
     }
   };
   __device__ __forceinline__ void fill_absent() const {

@@ -10,8 +10,11 @@ template <class T, class G, int KP>
 ForwardKernels kernels() {
   using Work = plain::Forward<T, G, KP>;
   static_assert(sizeof(typename Work::Memory) <= plain_shared_memory);
-  return {plain::forward_kernel<T, G, KP, true>, plain::forward_kernel<T, G, KP, false>, plain::FORWARD_THREADS,
-          sizeof(typename Work::Memory), Work::Local::FLOATS, Work::VALUES, largest_key, 0};
+  const auto kernel = [](auto function) {
+    return Kernel<ForwardArgs>{function, plain::FORWARD_THREADS, sizeof(typename Work::Memory)};
+  };
+  return {kernel(plain::forward_kernel<T, G, KP, true>), kernel(plain::forward_kernel<T, G, KP, false>), Work::Local::FLOATS,
+          Work::VALUES, largest_key, 0};
 }
 
 }  // namespace

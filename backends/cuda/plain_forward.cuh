@@ -103,7 +103,7 @@ struct Forward {
       if constexpr (outputs) q.finish(to.q, p.q, thread);
       k.finish(to.k, p.k, thread);
       g.finish_gates(to.g, p.g, thread);
-      wait_all_copies();
+      wait_copies<0>();
     }
   };
 

@@ -251,44 +251,4 @@ struct HalfChunk {
   }
 };
 
-// A column pair's gates from a chunk's rows.
-template <class G, int W>
-__device__ __forceinline__ void load_gates(const G (&a)[CHUNK][W], bool logits, int c, float2 (&to)[CHUNK]) {
-#pragma unroll
-  for (int t = 0; t < CHUNK; ++t) to[t] = widen(*reinterpret_cast<const typename Pair<G>::type*>(&a[row_of(t)][c]));
-  if (!logits) return;
-#pragma unroll
-  for (int t = 0; t < CHUNK; ++t) to[t] = logistic(to[t]);
-}
-
-// The sources alone, of one column pair; returns the products over the chunk. gated: else all gates are 1.
-template <class T, class G, int W, int WA, int WO>
-__device__ __forceinline__ float2 scale_sources(const T (&z)[CHUNK][W], const G (&a)[CHUNK][WA], bool gated, bool logits,
-                                                T (&sources)[CHUNK][WO], int c) {
-  using Two = typename Pair<T>::type;
-  float2 all = {1.f, 1.f}, gates[CHUNK];
-  load_gates(a, logits, c, gates);
-#pragma unroll
-  for (int t = CHUNK - 1; t >= 0; --t) {
-    *reinterpret_cast<Two*>(&sources[row_of(t)][c]) = narrow<T>(widen(*reinterpret_cast<const Two*>(&z[row_of(t)][c])) * all);
-    if (gated) all = all * gates[t];
-  }
-  return all;
-}
-
-// The sinks alone.
-template <class T, class G, int W, int WA, int WO>
-__device__ __forceinline__ float2 scale_sinks(const T (&x)[CHUNK][W], const G (&a)[CHUNK][WA], bool logits,
-                                              T (&sinks)[CHUNK][WO], int c) {
-  using Two = typename Pair<T>::type;
-  float2 all = {1.f, 1.f}, gates[CHUNK];
-  load_gates(a, logits, c, gates);
-#pragma unroll
-  for (int t = 0; t < CHUNK; ++t) {
-    all = all * gates[t];
-    *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(widen(*reinterpret_cast<const Two*>(&x[row_of(t)][c])) * all);
-  }
-  return all;
-}
-
 }  // namespace t2fw::cuda

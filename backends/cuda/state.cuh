@@ -171,16 +171,17 @@ struct Local {
       S[i][0] = own.x, S[i][1] = own.y, S[i][2] = own.z, S[i][3] = own.w;
     }
   }
-  // Takes the state through the segment. A zero stays one, however far the gates overflow. Everything is asked for at once: a
+  // Takes the state through the segment, or [Y][4] of a thread's elements from the first-th on. A zero stays one, however far the gates overflow. Everything is asked for at once: a
   // load that waits for what another one brings is a way to the L2 cache and back more.
-  __device__ __forceinline__ static void pass(const float* block, int thread, float (&S)[X][4]) {
-    const auto* const from = reinterpret_cast<const float4*>(block) + thread;
-    float4 own[X], all[X];
+  template <int Y>
+  __device__ __forceinline__ static void pass(const float* block, int thread, float (&S)[Y][4], int first = 0) {
+    const auto* const from = reinterpret_cast<const float4*>(block) + first * threads + thread;
+    float4 own[Y], all[Y];
 #pragma unroll
-    for (int i = 0; i < X; ++i) own[i] = load_line(from + i * threads), all[i] = load_line(from + (X + i) * threads);
+    for (int i = 0; i < Y; ++i) own[i] = load_line(from + i * threads), all[i] = load_line(from + (X + i) * threads);
     const auto through = [](float& s, float gate, float own) { s = s == 0.f ? own : fmaf(gate, s, own); };
 #pragma unroll
-    for (int i = 0; i < X; ++i) {
+    for (int i = 0; i < Y; ++i) {
       through(S[i][0], all[i].x, own[i].x), through(S[i][1], all[i].y, own[i].y);
       through(S[i][2], all[i].z, own[i].z), through(S[i][3], all[i].w, own[i].w);
     }

@@ -260,14 +260,10 @@ __device__ __forceinline__ void add_line(const void* to, uint4 x) {
 __device__ __forceinline__ void fetch_line(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
 }
-// Waits for all but the newest group of this lane's copies, then for the warp's other lanes.
+// Waits for all but so many of the newest groups of this lane's copies, then for the warp's other lanes.
+template <int newest>
 __device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group 1;" ::: "memory");
-  __syncwarp();
-}
-
-__device__ __forceinline__ void wait_all_copies() {
-  asm volatile("cp.async.wait_group 0;" ::: "memory");
+  asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
   __syncwarp();
 }
 

@@ -1,0 +1,139 @@
+// What a segment makes of a state, on tensor cores: the pass ahead of decay forward and backward (decay_forward.cuh,
+// decay_backward.cuh) where sequences are cut. Forward's begins with a state of zero and takes the chunks from the first one on
+// by their sources, values and keys; backward's begins with a gradient of zero and takes them from the last one on by their
+// sinks, gradients of outputs and queries. Both leave the state and the products of all gates (Local).
+//
+// Warps of two kinds meet at desks, as in decay_forward.cuh: those of a desk scale both sides of the chunks that are
+// theirs, those that hold the state take them all in order.
+#pragma once
+
+#include "kernels.hpp"
+#include "state.cuh"
+
+namespace t2fw::cuda {
+
+inline constexpr int STATE_WARPS = SLICE / 16;  // of a tile, 16 rows each
+inline constexpr int LOCAL_DESKS = 8, LOCAL_THREADS = 32 * (LOCAL_DESKS + STATE_WARPS);
+
+using TileLocal = Local<SLICE / 8, 32 * STATE_WARPS>;
+
+// From a segment's first token on, so that a chunk's place is {0, 0, token, count}.
+struct LocalSide {
+  Rows z, a;
+  int column, columns;  // the tile's first; of the head
+};
+
+template <class T, class G>
+struct alignas(16) LocalDesk {
+  Gate full, done;  // the chunk is ready for the state; the state has loaded it
+  T z[2][CHUNK][SLICE];
+  G a[2][CHUNK][SLICE];
+  T scaled[2][CHUNK][PITCH];
+  float all[2][SLICE];  // products of a over the chunk
+};
+
+template <class T, class G>
+struct LocalMemory {
+  LocalDesk<T, G> desk[LOCAL_DESKS];
+  LocalSide side[2];  // value, key
+};
+static_assert(sizeof(LocalMemory<__half, float>) <= shared_memory);
+
+template <class T, class G, bool reverse>
+struct LocalPass {
+  LocalMemory<T, G>& memory;
+  int length;  // tokens of the segment
+
+  __device__ __forceinline__ int chunks() const { return (length + CHUNK - 1) / CHUNK; }
+
+  // Of the chunk that is taken as number i.
+  __device__ __forceinline__ Place place(int i) const {
+    const int first = (reverse ? chunks() - 1 - i : i) * CHUNK;
+    return {0, 0, first, min(length - first, CHUNK)};
+  }
+  __device__ __forceinline__ void stage_side(int side, int i) const {
+    if (i < chunks()) {
+      const LocalSide& s = memory.side[side];
+      LocalDesk<T, G>& desk = memory.desk[threadIdx.x / 32];
+      const Place c = place(i);
+      stage<SLICE>(desk.z[side], s.z, c, s.column, s.columns, 0.f);
+      stage<SLICE>(desk.a[side], s.a, c, s.column, s.columns, absent_gate(s.a));
+    }
+    commit_copies();
+  }
+
+  // Sources: z times the products of a behind each token; in reverse, sinks: those up to it.
+  __device__ __forceinline__ void scale(int side) const {
+    using Two = typename Pair<T>::type;
+    LocalDesk<T, G>& desk = memory.desk[threadIdx.x / 32];
+    const bool logits = memory.side[side].a.logits;
+    const int c = 2 * (threadIdx.x % 32);
+    float2 all = {1.f, 1.f}, a[CHUNK];
+#pragma unroll
+    for (int t = 0; t < CHUNK; ++t) a[t] = widen(*reinterpret_cast<const typename Pair<G>::type*>(&desk.a[side][row_of(t)][c]));
+    if (logits)
+#pragma unroll
+      for (int t = 0; t < CHUNK; ++t) a[t] = logistic(a[t]);
+#pragma unroll
+    for (int i = 0; i < CHUNK; ++i) {
+      const int t = reverse ? i : CHUNK - 1 - i;
+      const float2 z = widen(*reinterpret_cast<const Two*>(&desk.z[side][row_of(t)][c])), next = all * a[t];
+      *reinterpret_cast<Two*>(&desk.scaled[side][row_of(t)][c]) = narrow<T>(z * (reverse ? next : all));
+      all = next;
+    }
+    *reinterpret_cast<float2*>(&desk.all[side][c]) = all;
+  }
+
+  // By the warp of a desk.
+  __device__ __forceinline__ void run_desk(int warp) const {
+    LocalDesk<T, G>& desk = memory.desk[warp];
+    for (int side = 0; side < 2; ++side) {  // what staging leaves as it is
+      const LocalSide& s = memory.side[side];
+      if (s.columns - s.column < SLICE || !s.a.width) fill<SLICE>(desk.z[side], 0.f), fill<SLICE>(desk.a[side], absent_gate(s.a));
+    }
+    __syncwarp();
+    stage_side(0, warp), stage_side(1, warp);
+    uint32_t taken = 0;
+    for (int i = warp; i < chunks(); i += LOCAL_DESKS, ++taken) {
+      if (taken) desk.done.wait((taken - 1) % 2);
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        wait_copies<1>();
+        scale(side);
+        __syncwarp();
+        stage_side(side, i + LOCAL_DESKS);
+      }
+      desk.full.arrive();
+    }
+  }
+
+  // By a warp that holds 16 rows of the state.
+  __device__ __forceinline__ void run_state(int warp, float* to) const {
+    StateRows<T, SLICE> state;
+    TileLocal local;
+    for (int i = 0; i < chunks(); ++i) {
+      LocalDesk<T, G>& desk = memory.desk[i % LOCAL_DESKS];
+      typename StateRows<T, SLICE>::Update update;
+      desk.full.wait(i / LOCAL_DESKS % 2);
+      update.load(desk.scaled[0], desk.scaled[1], desk.all[0], desk.all[1], warp * 16, 0);
+      desk.done.arrive();
+      state.apply(update);
+      update.multiply(local.gates);
+    }
+    local.put(to, warp * 32 + threadIdx.x % 32, state.S);
+  }
+
+  // By the whole thread block, when memory.side is set. to: where the local state goes.
+  __device__ __forceinline__ void run(float* to) const {
+    if (threadIdx.x < LOCAL_DESKS) {
+      memory.desk[threadIdx.x].full.init(1);
+      memory.desk[threadIdx.x].done.init(STATE_WARPS);
+    }
+    __syncthreads();
+    const int warp = threadIdx.x / 32;
+    if (warp < LOCAL_DESKS) run_desk(warp);
+    else run_state(warp - LOCAL_DESKS, to);
+  }
+};
+
+}  // namespace t2fw::cuda
