@@ -25,7 +25,8 @@ inline constexpr int GATE_PITCH = sizeof(G) == 2 ? PITCH : SLICE + 4;
 
 // A side of a chunk. The gradients of x, z and a take their places. parity: of the block's number. The next block's operands
 // are brought to where this one's sinks and sources were, and its sinks and sources will lie where this one's operands
-// are; 32-bit gates have no second place.
+// are. 32-bit gates have no second place: the next ones are brought to where nobody needs the chunk's S any more, and moved here
+// when the block begins.
 template <class T, class G>
 struct alignas(16) SideDesk {
   static constexpr int GATE_PLACES = sizeof(G) == 2 ? 2 : 1;
@@ -61,6 +62,14 @@ struct BackwardMemory {
   T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];  // [value][key]: entering a chunk, and the gradient leaving it
   T saved[SLICE][PITCH];                               // rows (SavedRow) of the state that enters the block
   float gradient[SWEEP_WARPS][SLICE / 4][32];  // R of the warps that carry it, while they do step 3
+
+  // Where a desk's gates of a block of this parity are brought.
+  __device__ __forceinline__ auto& coming_gates(int number, int parity) {
+    using Columns = typename SideDesk<T, G>::GateColumns;
+    static_assert(2 * sizeof(Columns) <= sizeof S[0]);
+    if constexpr (SideDesk<T, G>::GATE_PLACES == 2) return desk[number].a(parity);
+    else return reinterpret_cast<Columns*>(S[number / 2])[number % 2];
+  }
 };
 
 // A state in shared memory as a left operand: 16 rows from `first` on, contracted over k. transposed: they are its columns.
@@ -328,11 +337,11 @@ struct ChunkGradients {
     chunk_barrier(number);
     between();
 #pragma unroll
-    for (int n = 0; n < 2; ++n) refine(number, first + n * 16, A, E[n], L[n], passing[n]);
+    for (int n = 0; n < 2; ++n) refine(n, A, E[n], L[n], passing[n]);
   }
-  // For 16 columns of the desk.
-  __device__ __forceinline__ void refine(int number, int first, const Scores<T>& A, Quarter& E, Quarter& L,
-                                         float (&passing)[2]) const {
+  // For the n-th 16 columns of the warp.
+  __device__ __forceinline__ void refine(int n, const Scores<T>& A, Quarter& E, Quarter& L, float (&passing)[2]) const {
+    const int warp = fresh(threadIdx.x / 32), number = warp / 2, first = warp % 2 * HALF_SLICE + n * 16;  // kept in no register
     const bool key_side = number % 2;
     const SideArgs& s = memory.side[key_side];
     const int lane = fresh(threadIdx.x % 32);

@@ -47,31 +47,37 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
                     task.value * p.saved_row + task.key;
   }
 
-  // A block's x or (sources) z of a desk, and its gates, to those of parity `to`. By one warp, when none needs what is there.
-  __device__ __forceinline__ void stage_rows(int block, int to, int number, bool sources) const {
+  // A block's x or (sources) z of a desk, and its gates. By one warp, when none needs what is there.
+  __device__ __forceinline__ void stage_rows(int block, int number, bool sources) const {
     const SideArgs& s = memory.side[number % 2];
     Desk& desk = memory.desk[number];
+    const int to = block & 1;
     stage<SLICE>(sources ? desk.z(to) : desk.x(to), sources ? s.z : s.x, place(block, number), this->first_column(number % 2),
                  s.width, 0.f);
   }
-  __device__ __forceinline__ void stage_gates(int block, int to, int number) const {
+  __device__ __forceinline__ void stage_gates(int block, int number) const {
     const SideArgs& s = memory.side[number % 2];
-    auto& a = memory.desk[number].a(to);
+    auto& a = memory.coming_gates(number, block & 1);
     stage<SLICE>(a, s.a, place(block, number), this->first_column(number % 2), s.width, absent_gate(s.a));
     if (logits && !s.a.width) fill<SLICE>(a, absent_gate(s.a));  // step 3 leaves something else
   }
 
-  // Asks for a block's wide gates of a desk, so that they are in the L2 cache when they are staged.
-  __device__ __forceinline__ void fetch_gates(int block, int number) const {
-    const SideArgs& s = memory.side[number % 2];
-    const Place c = place(block, number);
-    const int lane = threadIdx.x % 32, t = lane % CHUNK, column = this->first_column(number % 2) + lane / CHUNK * (SLICE / 2);
-    if (s.a.whole && t < c.count && column < s.width) fetch_line(at<G>(s.a, c, t, column));
-  }
-
-  // Step 1.
+  // Step 1. Gates that have one place come to it on the way.
   __device__ __forceinline__ void prepare(int number, bool second) const {
-    HalfChunk<T>{second}.template run<logits>(memory.desk[number], parity(), [&] { this->pair_barrier(number); });
+    Desk& desk = memory.desk[number];
+    const HalfRows to(desk.a(parity()), second);
+    const auto run = [&](const auto& a) {
+      HalfChunk<T>{second}.template run<logits>(desk, parity(), a, [&] { this->pair_barrier(number); });
+    };
+    if constexpr (Desk::GATE_PLACES == 2) {
+      run([&](int t) { return to.get(t); });
+    } else {
+      const SideArgs& s = memory.side[number % 2];
+      const HalfRows from(memory.coming_gates(number, parity()), second);
+      const auto absent = narrow<G>(float2{absent_gate(s.a), absent_gate(s.a)});
+      const bool there = s.a.width && 2 * (threadIdx.x % 32) < s.width - this->first_column(number % 2);
+      run([&](int t) { return widen(to.at(t) = there ? from.at(t) : absent); });
+    }
   }
 
   // Where the state of a warp lies in its tile: of those that carry S or those that carry R.
@@ -157,16 +163,11 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     S.load(x, t.sequence.n, t.h, t.value + row_of_warp(warp), t.key + key_of_warp(warp), p.side[0].width, p.side[1].width);
   }
 
-  // A warp's part of what a block needs, but for gates that have one place: they come when the block before is done.
-  static constexpr bool gates_early = Desk::GATE_PLACES == 2;
+  // A warp's part of what a block needs.
   __device__ __forceinline__ void stage_block(int block, int warp) const {
     stage_state(block, warp);
-    stage_rows(block, block & 1, warp / 2, warp % 2);
-    if (gates_early && warp % 2 == 0) stage_gates(block, block & 1, warp / 2);
-    commit_copies();
-  }
-  __device__ __forceinline__ void stage_late_gates(int block, int warp) const {
-    if (!gates_early && warp % 2 == 0) stage_gates(block, block & 1, warp / 2);
+    stage_rows(block, warp / 2, warp % 2);
+    if (warp % 2 == 0) stage_gates(block, warp / 2);
     commit_copies();
   }
 
@@ -207,7 +208,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     const int warp = threadIdx.x / 32;
     init();
     __syncthreads();
-    stage_block(end() - 1, warp), stage_late_gates(end() - 1, warp);
+    stage_block(end() - 1, warp);
   }
   // Takes them all. What R's warps have parked is the gradient of the state behind them, and then before them.
   __device__ __forceinline__ void run() {
@@ -220,16 +221,11 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       __syncthreads();
       sweep(warp());
       __syncthreads();
-      if (!gates_early && block > first() && warp() % 2) fetch_gates(block - 1, warp() / 2);
       this->gradients(warp() / 2, warp() % 2, [&] {
         if (block > first()) stage_block(block - 1, warp());
       });
       this->meet_warp(warp() / 2);
       this->write_desk(warp() / 2, warp() % 2, place(block, warp() / 2), end() - block);
-      if (!gates_early) {
-        this->pair_barrier(warp() / 2);
-        if (block > first()) stage_late_gates(block - 1, warp());
-      }
     }
     this->tell_written(end() - first());
   }

@@ -140,8 +140,9 @@ struct HalfRows {
     const int first = upper ? CHUNK / 2 : 0, swap = upper ? 2 : 0, c = 2 * (threadIdx.x % 32);
     of[0] = &rows[first + swap][c], of[1] = &rows[first - swap][c];
   }
-  __device__ __forceinline__ float2 get(int t) const { return widen(*reinterpret_cast<const Two*>(of[t / 2 % 2] + t * P)); }
-  __device__ __forceinline__ void put(int t, float2 x) const { *reinterpret_cast<Two*>(of[t / 2 % 2] + t * P) = narrow<E>(x); }
+  __device__ __forceinline__ Two& at(int t) const { return *reinterpret_cast<Two*>(of[t / 2 % 2] + t * P); }
+  __device__ __forceinline__ float2 get(int t) const { return widen(at(t)); }
+  __device__ __forceinline__ void put(int t, float2 x) const { at(t) = narrow<E>(x); }
 };
 
 // Where a desk keeps the scores of token t with s and s + 1, s even.
@@ -191,13 +192,12 @@ struct HalfChunk {
     return {first[0] + second[2], first[1] + second[3]};
   }
 
-  // From a desk's x, z, a: its sinks, which first hold the levels, sources, scores and products of a. meet: a barrier of both
-  // warps.
-  template <bool logits, class Desk, class Meet>
-  __device__ __forceinline__ void run(Desk& desk, int parity, const Meet& meet) const {
+  // From a desk's x, z, a: its sinks, which first hold the levels, sources, scores and products of a. a(t): of token t of the
+  // half, a lane's columns. meet: a barrier of both warps.
+  template <bool logits, class Desk, class Gates, class Meet>
+  __device__ __forceinline__ void run(Desk& desk, int parity, const Gates& a, const Meet& meet) const {
     const int lane = threadIdx.x % 32, c = 2 * lane, g = lane / 4, j = lane % 4 * 2, base = upper ? HALF : 0;
     const HalfRows in_x(desk.x(parity), upper), in_z(desk.z(parity), upper);
-    const HalfRows gates(desk.a(parity), upper);
     const HalfRows to_sinks(desk.sinks(parity), upper), to_sources(desk.sources(parity), upper);
     // A lane's scores are those of tokens g with j and j + 1; DiagonalPairs in one register: the highest bit of `apart` is the
     // level that splits them, 0 stands for equal ones, 16 for no pair.
@@ -211,7 +211,7 @@ struct HalfChunk {
     float2 x[HALF], z[HALF], all[HALF];  // as pass_level has them
 #pragma unroll
     for (int t = 0; t < HALF; ++t) {
-      all[t] = gate<logits>(gates.get(t));
+      all[t] = gate<logits>(a(t));
       x[t] = in_x.get(t) * all[t];
       z[t] = in_z.get(t);
     }

@@ -256,10 +256,6 @@ __device__ __forceinline__ void add_line(const void* to, uint4 x) {
   __trap();
 #endif
 }
-// 128 bytes from global memory to the L2 cache.
-__device__ __forceinline__ void fetch_line(const void* from) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
-}
 // Waits for all but so many of the newest groups of this lane's copies, then for the warp's other lanes.
 template <int newest>
 __device__ __forceinline__ void wait_copies() {
