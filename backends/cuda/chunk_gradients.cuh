@@ -25,8 +25,8 @@ inline constexpr int GATE_PITCH = sizeof(G) == 2 ? PITCH : SLICE + 4;
 
 // A side of a chunk. The gradients of x, z and a take their places. parity: of the block's number. The next block's operands
 // are brought to where this one's sinks and sources were, and its sinks and sources will lie where this one's operands
-// are. 32-bit gates have no second place: the next ones are brought to where nobody needs the chunk's S any more, and moved here
-// when the block begins.
+// are. 32-bit gates have no second place: the next ones are brought to where nobody needs the chunk's S any more, and are moved
+// here when the block begins.
 template <class T, class G>
 struct alignas(16) SideDesk {
   static constexpr int GATE_PLACES = sizeof(G) == 2 ? 2 : 1;
@@ -59,7 +59,8 @@ struct BackwardMemory {
   int apart;                   // from that of a tile to that of the next
   SideArgs side[2];            // from the head's first token on: a place is {0, 0, token, count}
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
-  T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];  // [value][key]: entering a chunk, and the gradient leaving it
+  // [value][key]: entering a chunk, and the gradient leaving it. For a while what coming_gates says has S's place.
+  T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];
   T saved[SLICE][PITCH];                               // rows (SavedRow) of the state that enters the block
   float gradient[SWEEP_WARPS][SLICE / 4][32];  // R of the warps that carry it, while they do step 3
 
@@ -324,7 +325,7 @@ struct ChunkGradients {
   }
 
   // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients. between: what is done when no
-  // warp of the chunk needs its sinks and sources any more.
+  // warp of the chunk needs its sinks, sources and S any more.
   template <class Between>
   __device__ __forceinline__ void gradients(int number, bool second, const Between& between) const {
     const int lane = fresh(threadIdx.x % 32);
@@ -450,7 +451,8 @@ struct ChunkGradients {
     if (s.d_a.width && s.d_a.width != s.width) pair_barrier(number);
     else __syncwarp();
   }
-  // Of the warps of both sides of a chunk: none needs its sinks and sources, nor what else the other side's desk holds.
+  // Of the warps of both sides of a chunk: none needs its sinks, sources and S, nor what else the other side's desk
+  // holds.
   __device__ __forceinline__ static void chunk_barrier(int number) {
 #ifdef T2FW_RACECHECK
     __syncthreads();  // behind a barrier of some warps racecheck reports accesses on both sides of one of all

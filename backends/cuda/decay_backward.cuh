@@ -59,25 +59,21 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     const SideArgs& s = memory.side[number % 2];
     auto& a = memory.coming_gates(number, block & 1);
     stage<SLICE>(a, s.a, place(block, number), this->first_column(number % 2), s.width, absent_gate(s.a));
-    if (logits && !s.a.width) fill<SLICE>(a, absent_gate(s.a));  // step 3 leaves something else
+    if (logits && Desk::GATE_PLACES == 2 && !s.a.width) fill<SLICE>(a, absent_gate(s.a));  // step 3 leaves something else
   }
 
   // Step 1. Gates that have one place come to it on the way.
   __device__ __forceinline__ void prepare(int number, bool second) const {
+    const SideArgs& s = memory.side[number % 2];
     Desk& desk = memory.desk[number];
-    const HalfRows to(desk.a(parity()), second);
-    const auto run = [&](const auto& a) {
-      HalfChunk<T>{second}.template run<logits>(desk, parity(), a, [&] { this->pair_barrier(number); });
+    const HalfRows from(memory.coming_gates(number, parity()), second), to(desk.a(parity()), second);
+    const bool there = s.a.width && 2 * (threadIdx.x % 32) < s.width - this->first_column(number % 2);
+    const auto absent = narrow<G>(float2{absent_gate(s.a), absent_gate(s.a)});
+    const auto gates = [&](int t) {
+      if constexpr (Desk::GATE_PLACES == 2) return from.get(t);
+      else return widen(to.at(t) = there ? from.at(t) : absent);
     };
-    if constexpr (Desk::GATE_PLACES == 2) {
-      run([&](int t) { return to.get(t); });
-    } else {
-      const SideArgs& s = memory.side[number % 2];
-      const HalfRows from(memory.coming_gates(number, parity()), second);
-      const auto absent = narrow<G>(float2{absent_gate(s.a), absent_gate(s.a)});
-      const bool there = s.a.width && 2 * (threadIdx.x % 32) < s.width - this->first_column(number % 2);
-      run([&](int t) { return widen(to.at(t) = there ? from.at(t) : absent); });
-    }
+    HalfChunk<T>{second}.template run<logits>(desk, parity(), gates, [&] { this->pair_barrier(number); });
   }
 
   // Where the state of a warp lies in its tile: of those that carry S or those that carry R.
@@ -181,7 +177,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       const bool part = s.width - this->first_column(warp % 2) < SLICE;
       for (int i = 0; i < 2; ++i) {
         if (part) fill<PITCH>(desk.x(i), 0.f), fill<PITCH>(desk.z(i), 0.f);
-        if (part || !s.a.width) fill<SLICE>(desk.a(i), absent_gate(s.a));
+        if (Desk::GATE_PLACES == 2 && (part || !s.a.width)) fill<SLICE>(desk.a(i), absent_gate(s.a));
       }
     } else {
       if (thread < 2) place_side(thread);
@@ -257,8 +253,8 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   if (tokens) kernel.run();
   if (holds_R && task.segment.number == 0) {
     R = kernel.parked(warp);
-    R.store(p.d_initial_state, task.sequence.n, task.h, task.value + Kernel::row_of_warp(warp), task.key + Kernel::key_of_warp(warp),
-            p.side[0].width, p.side[1].width);
+    R.store(p.d_initial_state, task.sequence.n, task.h, task.value + Kernel::row_of_warp(warp),
+            task.key + Kernel::key_of_warp(warp), p.side[0].width, p.side[1].width);
   }
 }
 

@@ -341,7 +341,8 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 1) decay_forward_local_kernel(c
   let_next_start();
   if (!task.segment.count) return;
   float* const to = task.local(p, TileLocal::FLOATS, task.segment.number);
-  if (task.segment.last()) {  // nobody continues from it: in its place the initial state is kept, which final_state may overwrite
+  // Nobody continues from the last one: in its place the initial state is kept, which final_state may overwrite.
+  if (task.segment.last()) {
     const int warp = threadIdx.x / 32;
     StateRows<T, SLICE> state;
     if (warp >= STATE_WARPS) return;

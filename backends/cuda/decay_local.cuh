@@ -89,7 +89,9 @@ struct LocalPass {
     LocalDesk<T, G>& desk = memory.desk[warp];
     for (int side = 0; side < 2; ++side) {  // what staging leaves as it is
       const LocalSide& s = memory.side[side];
-      if (s.columns - s.column < SLICE || !s.a.width) fill<SLICE>(desk.z[side], 0.f), fill<SLICE>(desk.a[side], absent_gate(s.a));
+      const bool part = s.columns - s.column < SLICE;
+      if (part) fill<SLICE>(desk.z[side], 0.f);
+      if (part || !s.a.width) fill<SLICE>(desk.a[side], absent_gate(s.a));
     }
     __syncwarp();
     stage_side(0, warp), stage_side(1, warp);

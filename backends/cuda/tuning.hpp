@@ -10,7 +10,8 @@ namespace t2fw::cuda {
 inline constexpr int64_t SEGMENT = 256;
 
 // What the pass for the local states makes of the time, measured on an H200 with heads of 64x64: at 1,65536,16 forward takes
-// 1.4 (bf16 gates) to 1.5 times its part of 8,4096,16, backward 1.16, in bf16 and in fp32 alike; at 8,2048,12 1.5 and 1.28.
+// 1.4 (bf16 gates) to 1.5 times its part of 8,4096,16, backward 1.13 to 1.16, in bf16 and in fp32 alike; at 8,2048,12 1.5, and
+// 1.28 when backward's pass was slower.
 inline constexpr double FORWARD_LOCAL_PASS = 1.5, BACKWARD_LOCAL_PASS = 1.2;
 // More segments must be sooner done by this: each is one more that others pass (33 instead of 8 took a forward from 548 to
 // 777 us), and starts with empty hands.
