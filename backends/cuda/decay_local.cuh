@@ -15,11 +15,12 @@ namespace t2fw::cuda {
 inline constexpr int STATE_WARPS = SLICE / 16;  // of a tile, 16 rows each
 inline constexpr int LOCAL_DESKS = 8, LOCAL_THREADS = 32 * (LOCAL_DESKS + STATE_WARPS);
 
+// What is left of a tile, as the threads of its state warps hold it.
 using TileLocal = Local<SLICE / 8, 32 * STATE_WARPS>;
 
 // From a segment's first token on, so that a chunk's place is {0, 0, token, count}.
 struct LocalSide {
-  Rows z, a;
+  Rows z, a;            // v or k, or in reverse d_y or q; the side's gate
   int column, columns;  // the tile's first; of the head
 };
 

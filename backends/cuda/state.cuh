@@ -171,9 +171,9 @@ struct Local {
       S[i][0] = own.x, S[i][1] = own.y, S[i][2] = own.z, S[i][3] = own.w;
     }
   }
-  // Takes the state through the segment, or a thread's [Y][4] elements of it, of [X][4] from `first` on. A zero stays one, however
-  // far the gates overflow. Everything is asked for at once: a load that waits for what another one brings is a way to the L2
-  // cache and back more.
+  // Takes the state through the segment, or a thread's [Y][4] elements of it, of [X][4] from `first` on. A zero stays
+  // one, however far the gates overflow. Everything is asked for at once: a load that waits for what another one brings
+  // is a way to the L2 cache and back more.
   template <int Y>
   __device__ __forceinline__ static void pass(const float* block, int thread, float (&S)[Y][4], int first = 0) {
     const auto* const from = reinterpret_cast<const float4*>(block) + first * threads + thread;

@@ -221,7 +221,8 @@ __device__ __forceinline__ void copy_word_async(void* to, const void* from) {  /
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// 16 bytes from global memory, now: the compiler may neither split the load nor make it wait for what decides whether they are needed.
+// 16 bytes from global memory, now: the compiler may neither split the load nor make it wait for what decides whether they are
+// needed.
 __device__ __forceinline__ float4 load_line(const float4* from) {
   float4 x;
   asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(from) : "memory");
