@@ -55,29 +55,16 @@ __device__ __forceinline__ Rows rows_from(Rows x, const Place& start) {
 __device__ __forceinline__ bool copied(const Rows& x, const Place& c) { return x.whole && c.count == CHUNK; }
 
 // A warp starts to copy a chunk's rows, columns column .. of `columns` as far as W reaches. What lies behind stays.
-// at_once: a lane's copies with nothing between them, fewer instructions. On an H100 a forward whose tiles share the L2 cache is
-// done 7 % sooner by it (4,4096,8,128,128), one that waits for memory 2 % later (8,4096,16,64,64).
-template <int W, bool at_once, class E, int P>
+template <int W, class E, int P>
 __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns) {
-  constexpr int each = 16 / sizeof(E), pieces = W / each, rows = 32 / pieces, pitch = P * sizeof(E);
+  constexpr int each = 16 / sizeof(E), pieces = W / each, rows = 32 / pieces;
   static_assert(rows == 2 || rows == 4);
   const int lane = threadIdx.x % 32, t = lane / pieces, j = lane % pieces * each;
   if (column + j >= columns) return;
   const E* from = whole_at<E>(x, c, t, column + j);
-  if constexpr (at_once) {  // to where row_of has them
-    const int64_t next = rows * sizeof(E) * x.t;
-    const uint32_t near = shared_address(&to[t][j]);
-    if constexpr (rows == 4) {
-      copy_four_async<4 * pitch>(near, shared_address(&to[t ^ 2][j]) + 8 * pitch, from, next);
-    } else {
-      copy_four_async<2 * pitch>(near, near + 4 * pitch, from, next);
-      copy_four_async<-2 * pitch>(near + 10 * pitch, near + 14 * pitch, from + 8 * x.t, next);
-    }
-  } else {
 #pragma unroll
-    for (int i = 0; i < CHUNK; i += rows, from += rows * x.t)
-      copy_async(i < CHUNK / 2 ? &to[t + i][j] : rows == 4 ? &to[(t + i) ^ 2][j] : &to[t + (i ^ 2)][j], from);  // row_of(t + i)
-  }
+  for (int i = 0; i < CHUNK; i += rows, from += rows * x.t)
+    copy_async(i < CHUNK / 2 ? &to[t + i][j] : rows == 4 ? &to[(t + i) ^ 2][j] : &to[t + (i ^ 2)][j], from);  // row_of(t + i)
 }
 
 // The same element by element, for what cannot be copied; `absent` behind the last token. written: as load_written.
@@ -94,10 +81,10 @@ __device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x,
   }
 }
 
-template <int W, bool at_once = false, bool written = false, class E, int P>
+template <int W, bool written = false, class E, int P>
 __device__ __forceinline__ void stage(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns,
                                       float absent) {
-  if (copied(x, c)) stage_rows<W, at_once>(to, x, c, column, columns);
+  if (copied(x, c)) stage_rows<W>(to, x, c, column, columns);
   else stage_elements<W, written>(to, x, c, column, columns, absent);
 }
 

@@ -4,10 +4,11 @@
 // Warps of two kinds work on a thread block's tile. `Inside` warps take the chunks in turn; what a chunk needs of
 // itself does not depend on the state, so as many chunks are under way at once. A lane owns two neighbouring columns of
 // all 16 tokens, so that products of gates never leave its registers. Pairs of tokens are split at their power-of-two
-// boundary (recurrences.md): on the key side a level is one masked matrix product, on the value side sums in fp32. The
-// four `state` warps take the chunks in order: each holds 16 rows of the state in registers in the layout of a matrix
-// product's result, which is at once the layout in which the next product reads it. The two kinds meet at a desk in
-// shared memory, one for each inside warp: operands one way, what the entering state adds to y the other.
+// boundary (recurrences.md): on the key side quarters go by hand and a level above them is a matrix product (scores.cuh), on
+// the value side all are sums in fp32. The four `state` warps take the chunks in order: each holds 16 rows of the state in
+// registers in the layout of a matrix product's result, which is at once the layout in which the next product reads it. The
+// two kinds meet at a desk in shared memory, one for each inside warp: operands one way, what the entering state adds to y the
+// other.
 #pragma once
 
 #include <algorithm>
@@ -74,34 +75,23 @@ struct Inside {
   __device__ __forceinline__ Place place(int first) const { return {0, 0, first, min(task.length - first, CHUNK)}; }
 
   // Where operands lie is read ahead of all copies: behind a copy the compiler reads it again, and copy waits for copy by a way
-  // to shared memory each (8,4096,16,64,64: 169 to 165 us). Tiles, 4 to 6 % slower by it, do without.
+  // to shared memory each (8,4096,16,64,64: 169 to 165 us).
   __device__ __forceinline__ void stage_keys(int first) const {
     if (first < task.length) {
       const Place c = place(first);
-      if constexpr (tiles) {
-        stage<SLICE, true>(desk.q, rows.q, c, key(), p.K, 0.f);
-        stage<SLICE, true>(desk.k, rows.k, c, key(), p.K, 0.f);
-        stage<SLICE, true>(desk.g, rows.g, c, key(), p.K, absent_gate(rows.g));
-      } else {
-        const Rows q = rows.q, k = rows.k, g = rows.g;
-        stage<SLICE>(desk.q, q, c, 0, p.K, 0.f);
-        stage<SLICE>(desk.k, k, c, 0, p.K, 0.f);
-        stage<SLICE>(desk.g, g, c, 0, p.K, absent_gate(g));
-      }
+      const Rows q = rows.q, k = rows.k, g = rows.g;
+      stage<SLICE>(desk.q, q, c, key(), p.K, 0.f);
+      stage<SLICE>(desk.k, k, c, key(), p.K, 0.f);
+      stage<SLICE>(desk.g, g, c, key(), p.K, absent_gate(g));
     }
     commit_copies();
   }
   __device__ __forceinline__ void stage_values(int first) const {
     if (first < task.length) {
       const Place c = place(first);
-      if constexpr (tiles) {
-        stage<SLICE, true>(desk.v, rows.v, c, task.column, p.D, 0.f);
-        stage<SLICE, true>(desk.f, rows.f, c, task.column, p.D, absent_gate(rows.f));
-      } else {
-        const Rows v = rows.v, f = rows.f;
-        stage<SLICE>(desk.v, v, c, task.column, p.D, 0.f);
-        stage<SLICE>(desk.f, f, c, task.column, p.D, absent_gate(f));
-      }
+      const Rows v = rows.v, f = rows.f;
+      stage<SLICE>(desk.v, v, c, task.column, p.D, 0.f);
+      stage<SLICE>(desk.f, f, c, task.column, p.D, absent_gate(f));
     }
     commit_copies();
   }
@@ -168,7 +158,7 @@ struct Inside {
   __device__ __forceinline__ void stage_earlier(int first, uint32_t chunks) const {
     const int slices = (p.D + SLICE - 1) / SLICE;
     wait_for(told(slices * p.segments), chunks);
-    stage<SLICE, true, true>(desk.earlier, rows.y, place(first), task.column, p.D, 0.f);
+    stage<SLICE, true>(desk.earlier, rows.y, place(first), task.column, p.D, 0.f);
     commit_copies();
   }
   // Where this warp of the thread block `back` before this one tells how many chunks it has done.
@@ -220,14 +210,14 @@ struct Inside {
       wait_copies<1>();
       gated_scores<logits>(desk.q, desk.k, desk.g, desk.sinks, desk.sources, desk.all_g, desk.scores);
       __syncwarp();
-      if (tiles && chunks) tell_done(chunks);  // of the chunk before: its stores have had time to arrive
-      stage_keys(first + stride);
-      wait_copies<1>();
-      if (tiles && key()) stage_earlier(first, chunks + 1);
+      wait_copies<0>();
       values(y, before);
-      desk.full.arrive();
+      desk.full.arrive();  // what follows takes time that the state needs
+      if (tiles && chunks) tell_done(chunks);  // of the chunk before: its stores have had time to arrive
+      if (tiles && key()) stage_earlier(first, chunks + 1);
+      stage_keys(first + stride);
       desk.done.wait(chunks++ % 2);
-      if (tiles) wait_copies<0>();
+      if (tiles) wait_copies<1>();  // all but the keys, which were asked for last
       store_output(first, y, before);
       __syncwarp();
       stage_values(first + stride);
@@ -235,6 +225,12 @@ struct Inside {
     if (tiles && chunks) tell_done(chunks);
   }
 };
+
+// Where a lane finds its row of a chunk's first 16 columns as a left operand.
+template <class T, int P>
+__device__ __forceinline__ uint32_t left_row(const T (&rows)[CHUNK][P], int lane) {
+  return shared_address(&rows[row_of(lane % 16)][lane / 16 * 8]);
+}
 
 // A state warp. tiles: as above.
 template <class T, class G, bool tiles>

@@ -6,58 +6,6 @@
 
 namespace t2fw::cuda {
 
-// The two pairs of tokens that a lane has in a quarter of the scores on the diagonal.
-struct DiagonalPairs {
-  int level[2];  // that splits it: the highest bit in which the token numbers differ, -1 for equal ones; -2: no pair
-
-  __device__ __forceinline__ DiagonalPairs() {
-    const int t = threadIdx.x % 32 / 4;
-    for (int e = 0; e < 2; ++e) {
-      const int s = threadIdx.x % 4 * 2 + e;
-      level[e] = t < s ? -2 : 31 - __clz(t ^ s);
-    }
-  }
-};
-
-// The lower triangle of [16][16] scores as a lane holds it: two elements of each diagonal quarter, two of the quarter of
-// the last level.
-struct Triangle {
-  float near[2][2] = {}, far[2] = {};
-  DiagonalPairs pairs;
-
-  // Adds the products of sinks with sources, rows of 64 columns in shared memory, as far as the level asks for them. Both are
-  // where a lane finds its row of four matrices: of left_row and of right_row. A right operand's two registers are
-  // neighbours then; taken from a left one they would have to be copied.
-  template <class T>
-  __device__ __forceinline__ void add_level(int level, uint32_t sinks, uint32_t sources) {
-    float all[2][4] = {};
-#pragma unroll
-    for (int j = 0; j < SLICE / 16; ++j) {
-      uint32_t x[4], z[4];
-      load_matrices(x, sinks + j * 16 * sizeof(T));
-      load_matrices(z, sources + j * 16 * sizeof(T));
-      multiply_add<T>(all[0], x, z[0], z[1]);
-      if (level < 3) multiply_add<T>(all[1], x, z[2], z[3]);
-    }
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      if (level == 3) {
-        far[e] += all[0][2 + e];
-      } else if (pairs.level[e] == level) {
-        near[0][e] += all[0][e];
-        near[1][e] += all[1][2 + e];
-      }
-    }
-  }
-
-  __device__ __forceinline__ void put(float (&scores)[CHUNK][CHUNK]) const {
-    const int lane = threadIdx.x % 32, i = lane / 4, j = lane % 4 * 2;
-    *reinterpret_cast<float2*>(&scores[i][j]) = {near[0][0], near[0][1]};
-    *reinterpret_cast<float2*>(&scores[i + 8][j]) = {far[0], far[1]};
-    *reinterpret_cast<float2*>(&scores[i + 8][8 + j]) = {near[1][0], near[1][1]};
-  }
-};
-
 // A gate of what lies in memory.
 template <bool logits, class V>
 __device__ __forceinline__ V gate(V x) {
@@ -79,44 +27,141 @@ __device__ __forceinline__ void pass_level(int l, float2 (&x)[tokens], float2 (&
   for (int first = 0; first < tokens; first += 2 * l) all[first] = all[first] * all[first + l];
 }
 
-// Where a lane finds its row of a chunk's first 16 columns: as a left operand, and as right ones of eight tokens each.
-template <class T, int P>
-__device__ __forceinline__ uint32_t left_row(const T (&rows)[CHUNK][P], int lane) {
-  return shared_address(&rows[row_of(lane % 16)][lane / 16 * 8]);
-}
-template <class T, int P>
-__device__ __forceinline__ uint32_t right_row(const T (&rows)[CHUNK][P], int lane) {
-  return shared_address(&rows[row_of(lane % 8 + lane / 16 * 8)][lane / 8 % 2 * 8]);
-}
+// Scores of the pairs inside quarters, of tokens whose numbers differ in the last two bits alone. A lane multiplies its two
+// columns in fp32, and two matrix products add up the lanes: the first one every four, with the sum in the row of its pair,
+// the second one the rest. Levels that go through shared memory, as those above do, each wait for it twice.
+//
+// Eight tokens have two tables of 16 rows. Of token t, r = t % 4, they hold in the rows t and 8 + t: the first table the
+// score with the token before (r odd) or with itself (r = 2), and with itself (r = 0, 1, 3); the second one, where r > 1,
+// those with the first and second token of t's quarter.
+template <int tokens>
+struct QuarterScores {
+  float sums[tokens / 8][2][4] = {};  // [eight tokens][table]
+  uint32_t halves[2];                 // of lane l: byte l / 4 is the highest one of 0.5, the others are zeros
+
+  __device__ __forceinline__ QuarterScores() {
+    const uint64_t half = 0x3full << fresh(threadIdx.x % 32) / 4 * 8;
+    halves[0] = static_cast<uint32_t>(half), halves[1] = static_cast<uint32_t>(half >> 32);
+  }
+  // 0.5 for lanes l with l / 4 == i, else 0: one instruction.
+  __device__ __forceinline__ float half_if(int i) const {
+    return __uint_as_float(__byte_perm(halves[i / 4], 0, i % 4 << 12 | 0x444));
+  }
+
+  __device__ __forceinline__ static float dot(float2 x, float2 z) { return fmaf(x.y, z.y, x.x * z.x); }
+
+  // To rows `first` and 8 + `second` of a table: both numbers of body(t), for every eight tokens from t on.
+  template <class Body>
+  __device__ __forceinline__ void add(int table, int first, int second, const Body& body) {
+    const float rows[4] = {half_if(first), 0.f, 0.f, half_if(second)};
+#pragma unroll
+    for (int t = 0; t < tokens; t += 8) {
+      const float2 both = body(t);
+      multiply_add(sums[t / 8][table], rows, both.x, both.y);
+    }
+  }
+
+  // x, z, all: as pass_level has them but x without its token's gate. They become those of groups of four tokens.
+  __device__ __forceinline__ void run(float2 (&x)[tokens], float2 (&z)[tokens], float2 (&all)[tokens]) {
+    float same[tokens];
+#pragma unroll
+    for (int t = 0; t < tokens; ++t) same[t] = dot(x[t], z[t]), x[t] = x[t] * all[t];
+#pragma unroll
+    for (int q = 0; q < 8; q += 4) {
+      add(0, q + 2, q, [&](int t) { return float2{same[t + q + 2], same[t + q]}; });
+#pragma unroll
+      for (int i = q + 1; i < q + 4; i += 2)
+        add(0, i, i, [&](int t) { return float2{dot(x[t + i], z[t + i - 1]), same[t + i]}; });
+    }
+    pass_level(1, x, z, all);
+#pragma unroll
+    for (int q = 0; q < 8; q += 4)
+#pragma unroll
+      for (int i = q + 2; i < q + 4; ++i)
+        add(1, i, i, [&](int t) { return float2{dot(x[t + i], z[t + q]), dot(x[t + i], z[t + q + 1])}; });
+    pass_level(2, x, z, all);
+  }
+
+  // Of token lane / 4 of eight: with its quarter's tokens up to itself; what follows is no score.
+  __device__ __forceinline__ float4 row(int eight) const {
+    const int g = fresh(threadIdx.x % 32) / 4;
+    float rows[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) multiply_add(rows[i], sums[eight][i], 1 - g % 2, g % 2);
+    const auto sum = [&](int table, int second) { return (rows[table][second] + rows[table][second + 2]) * WHOLE; };
+    const float near = sum(0, 0), same = sum(0, 1), far[2] = {sum(1, 0), sum(1, 1)};
+    const int t = g % 4;
+    return {t >= 2 ? far[0] : t ? near : same, t >= 2 ? far[1] : same, near, same};
+  }
+  // Against the halves, and for what both products drop: a number's last 13 bits are 2^-11 / ln 4 of it on average. Of numbers
+  // that have none a score comes out 0.07 % too large.
+  static constexpr float WHOLE = 2 * 1.000704f;
+};
+
+// Sums over 64 columns of eight sinks with eight sources.
+template <class T>
+struct EightByEight {
+  // Where a lane finds its row of four 8x8 matrices of 32 columns of eight tokens; sinks: the second and third change
+  // places.
+  template <int P>
+  __device__ __forceinline__ static uint32_t rows(const T (&of)[CHUNK][P], bool upper, bool sinks) {
+    const int lane = threadIdx.x % 32, part = lane / 8;
+    return shared_address(&of[row_of((upper ? 8 : 0) + lane % 8)][(sinks ? part / 2 + part % 2 * 2 : part) * 8]);
+  }
+  // That of lane / 4 with lane % 4 * 2 + e. A left operand's second eight rows are the first's next 16 columns, so that it
+  // comes as it lies.
+  __device__ __forceinline__ static float2 products(uint32_t sinks, uint32_t sources) {
+    float first[4] = {}, second[4] = {};
+#pragma unroll
+    for (int i = 0; i < SLICE / 32; ++i) {
+      uint32_t x[4], z[4];
+      load_matrices(x, sinks + i * 32 * sizeof(T));
+      load_matrices(z, sources + i * 32 * sizeof(T));
+      multiply_add<T>(first, x, z[0], z[1]);
+      multiply_add<T>(second, x, z[2], z[3]);
+    }
+    return {first[0] + second[2], first[1] + second[3]};
+  }
+};
 
 // By a warp: scores[t][s] = sum over 64 columns of x_t (a_{s+1} .. a_t) z_s for s <= t; sinks = x times the products of a up
-// to each token, sources = z times those behind it, all = the products over the chunk. sinks first holds the levels.
+// to each token, sources = z times those behind it, all = the products over the chunk. sinks first holds two levels: eight
+// tokens as sinks, then eight as sources.
 template <bool logits, class T, class G, int P, int PA>
 __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T (&in_z)[CHUNK][P], const G (&in_a)[CHUNK][PA],
                                              T (&sinks)[CHUNK][P], T (&sources)[CHUNK][P], float* all_products,
                                              float (&scores)[CHUNK][CHUNK]) {
   using Two = typename Pair<T>::type;
   using TwoG = typename Pair<G>::type;
-  const int lane = threadIdx.x % 32;
-  Triangle triangle;
-  const int c = 2 * lane;
-  triangle.add_level<T>(-1, left_row(in_x, lane), right_row(in_z, lane));
+  const int lane = threadIdx.x % 32, c = 2 * lane, g = lane / 4, j = lane % 4 * 2;
   float2 x[CHUNK], z[CHUNK], all[CHUNK];  // as pass_level has them
 #pragma unroll
   for (int t = 0; t < CHUNK; ++t) {
     all[t] = gate<logits>(widen(*reinterpret_cast<const TwoG*>(&in_a[row_of(t)][c])));
-    x[t] = widen(*reinterpret_cast<const Two*>(&in_x[row_of(t)][c])) * all[t];
+    x[t] = widen(*reinterpret_cast<const Two*>(&in_x[row_of(t)][c]));
     z[t] = widen(*reinterpret_cast<const Two*>(&in_z[row_of(t)][c]));
   }
-  const uint32_t left = left_row(sinks, lane), right = right_row(sinks, lane);
+  QuarterScores<CHUNK> quarters;
+  quarters.run(x, z, all);
 #pragma unroll
-  for (int level = 0; level < 4; ++level) {
-    const int l = 1 << level;
+  for (int first = 0; first < CHUNK; first += 8) {
+    const float4 row = quarters.row(first / 8);
+    if (j == 0) *reinterpret_cast<float4*>(&scores[first + g][first + g / 4 * 4]) = row;
+  }
+  using Eight = EightByEight<T>;
+  const uint32_t left = Eight::rows(sinks, false, true), right = Eight::rows(sinks, true, false);
+#pragma unroll
+  for (int l = 4; l < CHUNK; l *= 2) {
     __syncwarp();
 #pragma unroll
-    for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(t & l ? x[t] : z[t]);
+    for (int t = 0; t < CHUNK; ++t) {
+      const int place = l == 8 ? t ^ 8 : (t & 4 ? 0 : 8) + t / 8 * 4 + t % 4;
+      *reinterpret_cast<Two*>(&sinks[row_of(place)][c]) = narrow<T>(t & l ? x[t] : z[t]);
+    }
     __syncwarp();
-    triangle.add_level<T>(level, left, right);
+    const float2 two = Eight::products(left, right);
+    if (l == 8) *reinterpret_cast<float2*>(&scores[8 + g][j]) = two;
+    else if (g / 4 == j / 4) *reinterpret_cast<float2*>(&scores[4 + g + g / 4 * 4][j + j / 4 * 4]) = two;
     pass_level(l, x, z, all);
   }
   __syncwarp();
@@ -126,7 +171,6 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
     *reinterpret_cast<Two*>(&sources[row_of(t)][c]) = narrow<T>(z[t]);
   }
   *reinterpret_cast<float2*>(&all_products[c]) = all[0];
-  triangle.put(scores);
   __syncwarp();
 }
 
@@ -168,72 +212,38 @@ struct PairScores {
 template <class T>
 struct HalfChunk {
   using Two = typename Pair<T>::type;
+  using Eight = EightByEight<T>;
   static constexpr int HALF = CHUNK / 2;
   bool upper;
-
-  // Where a lane finds its row of four 8x8 matrices of 32 columns of eight tokens; sinks: their second and third change places.
-  template <int P>
-  __device__ __forceinline__ static uint32_t eight_rows(const T (&rows)[CHUNK][P], bool upper, bool sinks) {
-    const int lane = threadIdx.x % 32, part = lane / 8;
-    return shared_address(&rows[row_of((upper ? HALF : 0) + lane % 8)][(sinks ? part / 2 + part % 2 * 2 : part) * 8]);
-  }
-  // Sums over the columns of eight sinks with eight sources: that of lane / 4 with lane % 4 * 2 + e. A left operand's second
-  // eight rows are the first's next 16 columns, so that it comes as it lies.
-  __device__ __forceinline__ static float2 products(uint32_t sinks, uint32_t sources) {
-    float first[4] = {}, second[4] = {};
-#pragma unroll
-    for (int i = 0; i < SLICE / 32; ++i) {
-      uint32_t x[4], z[4];
-      load_matrices(x, sinks + i * 32 * sizeof(T));
-      load_matrices(z, sources + i * 32 * sizeof(T));
-      multiply_add<T>(first, x, z[0], z[1]);
-      multiply_add<T>(second, x, z[2], z[3]);
-    }
-    return {first[0] + second[2], first[1] + second[3]};
-  }
 
   // From a desk's x, z, a: its sinks, which first hold the levels, sources, scores and products of a. a(t): of token t of the
   // half, a lane's columns. meet: a barrier of both warps.
   template <bool logits, class Desk, class Gates, class Meet>
   __device__ __forceinline__ void run(Desk& desk, int parity, const Gates& a, const Meet& meet) const {
-    const int lane = threadIdx.x % 32, c = 2 * lane, g = lane / 4, j = lane % 4 * 2, base = upper ? HALF : 0;
+    const int lane = fresh(threadIdx.x % 32), c = 2 * lane, g = lane / 4, j = lane % 4 * 2, base = upper ? HALF : 0;
     const HalfRows in_x(desk.x(parity), upper), in_z(desk.z(parity), upper);
     const HalfRows to_sinks(desk.sinks(parity), upper), to_sources(desk.sources(parity), upper);
-    // A lane's scores are those of tokens g with j and j + 1; DiagonalPairs in one register: the highest bit of `apart` is the
-    // level that splits them, 0 stands for equal ones, 16 for no pair.
-    float near[2] = {};
-    const int apart = g > j ? g ^ j : g == j ? 0 : 16;
-    const auto keep = [&](int level, float2 sum) {
-      if (level > 0 ? apart >> level == 1 : apart == level + 1) near[0] += sum.x;
-      if (level > 0 ? apart >> level == 1 : level < 0 && apart == 1) near[1] += sum.y;
-    };
-    keep(-1, products(eight_rows(desk.x(parity), upper, true), eight_rows(desk.z(parity), upper, false)));
     float2 x[HALF], z[HALF], all[HALF];  // as pass_level has them
 #pragma unroll
-    for (int t = 0; t < HALF; ++t) {
-      all[t] = gate<logits>(a(t));
-      x[t] = in_x.get(t) * all[t];
-      z[t] = in_z.get(t);
-    }
+    for (int t = 0; t < HALF; ++t) all[t] = gate<logits>(a(t)), x[t] = in_x.get(t), z[t] = in_z.get(t);
+    QuarterScores<HALF> quarters;
+    quarters.run(x, z, all);
+    const float4 near = quarters.row(0);
+    if (j == 0) *reinterpret_cast<float4*>(&desk.near[upper][g][g / 4 * 4]) = near;
     auto& levels = desk.sinks(parity);
-    const uint32_t sinks = eight_rows(levels, upper, true), sources = eight_rows(levels, upper, false);
+    const uint32_t sinks = Eight::rows(levels, upper, true), sources = Eight::rows(levels, upper, false);
+    const PairScores pairs(desk, base + g, base + j);
+    __syncwarp();
 #pragma unroll
-    for (int level = 0; level < 3; ++level) {
-      const int l = 1 << level;
-      __syncwarp();
-#pragma unroll
-      for (int t = 0; t < HALF; ++t) to_sinks.put(t, t & l ? x[t] : z[t]);
-      __syncwarp();
-      keep(level, products(sinks, sources));
-      pass_level(l, x, z, all);
-    }
+    for (int t = 0; t < HALF; ++t) to_sinks.put(t, t & 4 ? x[t] : z[t]);
+    __syncwarp();
+    const float2 two = Eight::products(sinks, sources);
+    if (g >= 4 && j < 4) pairs.put(0, two);
+    pass_level(4, x, z, all);
     __syncwarp();
 #pragma unroll
     for (int t = 0; t < HALF; ++t) to_sinks.put(t, upper ? x[t] : z[t]);
     *reinterpret_cast<float2*>(&desk.half[upper][c]) = all[0];
-    *reinterpret_cast<float2*>(&desk.near[upper][g][j]) = {near[0], near[1]};
-    const PairScores pairs(desk, base + g, base + j);
-    if (g > j) pairs.put(0, {near[0], near[1]});
     meet();
     const float2 other = *reinterpret_cast<const float2*>(&desk.half[!upper][c]), one{1.f, 1.f};
     const float2 before = upper ? other : one, behind = upper ? one : other;
@@ -243,7 +253,7 @@ struct HalfChunk {
       *reinterpret_cast<float2*>(&desk.all[c]) = all[0] * other;
       *reinterpret_cast<Two*>(&desk.gates[lane % 4][lane / 4 * 2]) = narrow<T>(all[0] * other);
     } else {
-      pairs.put(HALF, products(eight_rows(levels, true, true), sources));
+      pairs.put(HALF, Eight::products(Eight::rows(levels, true, true), sources));
     }
     meet();
 #pragma unroll

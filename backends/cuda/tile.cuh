@@ -201,21 +201,19 @@ __device__ __forceinline__ void multiply_add<__half>(float (&c)[4], uint32_t a0,
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(b));
 }
 
+// c[16x8] += a[16x8] b[8x8] of fp32 numbers, whose last 13 bits count as zeros: each is too small by 2^-10 of it at most. Of a
+// a lane holds rows l / 4 and l / 4 + 8 in column l % 4, then both in column l % 4 + 4; of b rows l % 4 and l % 4 + 4 in
+// column l / 4.
+__device__ __forceinline__ void multiply_add(float (&c)[4], const float (&a)[4], float b0, float b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
 // 16 bytes from global to shared memory without passing registers.
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
-}
-// The same four times with nothing between them: the assembler puts three empty instructions ahead of every run of such copies.
-// To near, near + step, far, far + step, from places that are `next` bytes apart.
-template <int step>
-__device__ __forceinline__ void copy_four_async(uint32_t near, uint32_t far, const void* from, int64_t next) {
-  const char* const first = static_cast<const char*>(from);
-  asm volatile("cp.async.cg.shared.global [%0], [%2], 16;\n\t"
-               "cp.async.cg.shared.global [%0+%6], [%3], 16;\n\t"
-               "cp.async.cg.shared.global [%1], [%4], 16;\n\t"
-               "cp.async.cg.shared.global [%1+%6], [%5], 16;"
-               ::"r"(near), "r"(far), "l"(first), "l"(first + next), "l"(first + 2 * next), "l"(first + 3 * next), "n"(step)
-               : "memory");
 }
 __device__ __forceinline__ void copy_word_async(void* to, const void* from) {  // 4 bytes
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
