@@ -34,7 +34,7 @@ struct alignas(16) SideDesk {
   using GateColumns = G[CHUNK][GATE_PITCH<G>];
   struct { Columns x, z; } rows[2];
   GateColumns gate_rows[GATE_PLACES];
-  float near[2][9][8];  // scores of a half's tokens: [half][token][earlier token or the same]; the ninth: no bank meets twice
+  float near[2][9][8];  // scores inside quarters: [half][token][earlier one or the same]; the ninth: no bank meets twice
   T pairs[CHUNK][CHUNK + 8];  // of all tokens, symmetric, but those of a quarter: both by their places
   float all[SLICE];      // products of a over the chunk
   float half[2][SLICE];  // and over its halves
@@ -53,6 +53,7 @@ struct alignas(16) SideDesk {
 
 template <class T, class G>
 struct BackwardMemory {
+  Gate scored[CHUNKS];         // a chunk's warps have done step 1
   TileTask task;
   const T* states;             // of the head, this tile's part of them: before its second block ..
   uint32_t* written;           // by each warp: how many blocks' gradients

@@ -3,7 +3,8 @@
 // over the other side's tiles, whose thread blocks add their parts one after the other where it lies.
 //
 // The two sides are the same function with their arguments swapped (recurrences.md): on the value side the sources,
-// gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps, a barrier of all warps between them:
+// gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps; the second takes chunk after chunk as
+// the first is done with them, the third begins behind a barrier of all warps:
 //   1. two warps for each side of each chunk: the scores of its pairs, and its sinks and sources as the state meets them;
 //   2. eight warps take the state S through the chunks, from what forward saved before the block; eight take its gradient R
 //      the other way. What a chunk meets of both is left in shared memory;
@@ -102,9 +103,13 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     return R;
   }
 
+  // Until all warps of a chunk have done step 1, and need nothing of the block behind any more.
+  __device__ __forceinline__ void wait_scored(int chunk) const { memory.scored[chunk].wait((end() - 1 - fresh(block)) & 1); }
+
   // Step 2 by the warps that hold S: through the chunks of a block.
   __device__ __forceinline__ void forth(int warp) const {
     State S;
+    wait_scored(0), wait_scored(1);  // chunks whose warps bring the state
     S.take(memory.saved, row_of_warp(warp), key_of_warp(warp));
     leave(memory.S[0], S, warp);
 #pragma unroll
@@ -114,6 +119,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       update.load(value.sources(parity()), key.sources(parity()), value.all, key.all, row_of_warp(warp),
                   key_of_warp(warp));
       S.apply(update);
+      if (chunk > 1) wait_scored(chunk);
       leave(memory.S[chunk], S, warp);
     }
   }
@@ -122,6 +128,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
 #pragma unroll
     for (int chunk = CHUNKS - 1; chunk >= 0; --chunk) {
       Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
+      wait_scored(chunk);
       typename State::Update update;
       update.load(value.sinks(parity()), key.sinks(parity()), value.all, key.all, row_of_warp(warp), key_of_warp(warp));
       leave(memory.R[chunk], R, warp);
@@ -137,13 +144,16 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       TileLocal::pass(t.local(p, TileLocal::FLOATS, s), thread, R.S, first);
   }
 
-  // Every warp brings its part of the state before block `block`.
+  // The warps of chunks 0 and 1, whom those that hold S wait for, bring the state before block `block`.
   __device__ __forceinline__ void stage_state(int block, int warp) const {
     if (block == 0) return stage_initial(warp);
     constexpr int pieces = SLICE / SavedRow::PIECE, rows = 32 / pieces;
-    const int lane = threadIdx.x % 32, d = warp * rows + lane / pieces, at = lane % pieces * SavedRow::PIECE;
-    if (d < p.side[0].width - memory.task.value && at < p.saved_row - memory.task.key)
-      copy_async(&memory.saved[d][at], memory.states + (block - 1) * p.H * p.saved_state + d * p.saved_row + at);
+    const int lane = threadIdx.x % 32, d = warp * 2 * rows + lane / pieces, at = lane % pieces * SavedRow::PIECE;
+    if (warp >= SWEEP_WARPS || at >= p.saved_row - memory.task.key) return;
+    const T* const from = memory.states + (block - 1) * p.H * p.saved_state + d * p.saved_row + at;
+#pragma unroll
+    for (int i = 0; i < 2 * rows; i += rows)
+      if (d + i < p.side[0].width - memory.task.value) copy_async(&memory.saved[d + i][at], from + i * p.saved_row);
   }
   __device__ __forceinline__ void stage_initial(int warp) const {
     if (warp >= SWEEP_WARPS) return;
@@ -161,9 +171,9 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
 
   // A warp's part of what a block needs.
   __device__ __forceinline__ void stage_block(int block, int warp) const {
-    stage_state(block, warp);
     stage_rows(block, warp / 2, warp % 2);
     if (warp % 2 == 0) stage_gates(block, warp / 2);
+    stage_state(block, warp);
     commit_copies();
   }
 
@@ -181,6 +191,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       }
     } else {
       if (thread < 2) place_side(thread);
+      if (thread < CHUNKS) memory.scored[thread].init(4);
       if (p.side[0].width - memory.task.value < SLICE || p.saved_row - memory.task.key < SLICE)
         for (int i = thread; i < SLICE * PITCH; i += 32 * DESKS) (&memory.saved[0][0])[i] = narrow<T>(0.f);
     }
@@ -213,8 +224,8 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       wait_copies<0>();
       this->pair_barrier(warp() / 2);
       prepare(warp() / 2, warp() % 2);
-      if (block + 1 < end()) this->tell_written(end() - 1 - block);  // of the block before: they have had time to arrive
-      __syncthreads();
+      if (p.written && block + 1 < end()) this->tell_written(end() - 1 - block);  // they have had time to arrive
+      memory.scored[warp() / 4].arrive();
       sweep(warp());
       __syncthreads();
       this->gradients(warp() / 2, warp() % 2, [&] {
@@ -223,7 +234,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       this->meet_warp(warp() / 2);
       this->write_desk(warp() / 2, warp() % 2, place(block, warp() / 2), end() - block);
     }
-    this->tell_written(end() - first());
+    if (p.written) this->tell_written(end() - first());
   }
 };
 
