@@ -18,6 +18,7 @@ namespace t2fw::cuda {
 
 inline constexpr int CHUNKS = 4, BLOCK = CHUNKS * CHUNK;  // chunks, tokens of a block
 inline constexpr int DESKS = 2 * CHUNKS, BACKWARD_WARPS = 2 * DESKS, SWEEP_WARPS = BACKWARD_WARPS / 2;
+inline constexpr int CHUNK_WARPS = BACKWARD_WARPS / CHUNKS;  // of both sides
 inline constexpr int HALF_SLICE = SLICE / 2;  // columns of a desk's warp, keys of a warp that carries S or R
 
 template <class G>
@@ -53,7 +54,7 @@ struct alignas(16) SideDesk {
 
 template <class T, class G>
 struct BackwardMemory {
-  Gate scored[CHUNKS];         // a chunk's warps have done step 1
+  Gate scored[CHUNKS];         // opens when a chunk's warps have done step 1
   TileTask task;
   const T* states;             // of the head, this tile's part of them: before its second block ..
   uint32_t* written;           // by each warp: how many blocks' gradients

@@ -147,12 +147,12 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   // The warps of chunks 0 and 1, whom those that hold S wait for, bring the state before block `block`.
   __device__ __forceinline__ void stage_state(int block, int warp) const {
     if (block == 0) return stage_initial(warp);
-    constexpr int pieces = SLICE / SavedRow::PIECE, rows = 32 / pieces;
-    const int lane = threadIdx.x % 32, d = warp * 2 * rows + lane / pieces, at = lane % pieces * SavedRow::PIECE;
+    constexpr int pieces = SLICE / SavedRow::PIECE, rows = 32 / pieces, own = SLICE / SWEEP_WARPS;
+    const int lane = threadIdx.x % 32, d = warp * own + lane / pieces, at = lane % pieces * SavedRow::PIECE;
     if (warp >= SWEEP_WARPS || at >= p.saved_row - memory.task.key) return;
     const T* const from = memory.states + (block - 1) * p.H * p.saved_state + d * p.saved_row + at;
 #pragma unroll
-    for (int i = 0; i < 2 * rows; i += rows)
+    for (int i = 0; i < own; i += rows)
       if (d + i < p.side[0].width - memory.task.value) copy_async(&memory.saved[d + i][at], from + i * p.saved_row);
   }
   __device__ __forceinline__ void stage_initial(int warp) const {
@@ -191,7 +191,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       }
     } else {
       if (thread < 2) place_side(thread);
-      if (thread < CHUNKS) memory.scored[thread].init(4);
+      if (thread < CHUNKS) memory.scored[thread].init(CHUNK_WARPS);
       if (p.side[0].width - memory.task.value < SLICE || p.saved_row - memory.task.key < SLICE)
         for (int i = thread; i < SLICE * PITCH; i += 32 * DESKS) (&memory.saved[0][0])[i] = narrow<T>(0.f);
     }
@@ -224,8 +224,9 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       wait_copies<0>();
       this->pair_barrier(warp() / 2);
       prepare(warp() / 2, warp() % 2);
-      if (p.written && block + 1 < end()) this->tell_written(end() - 1 - block);  // they have had time to arrive
-      memory.scored[warp() / 4].arrive();
+      // of the block before: they have had time to arrive
+      if (p.written && block + 1 < end()) this->tell_written(end() - 1 - block);
+      memory.scored[warp() / CHUNK_WARPS].arrive();
       sweep(warp());
       __syncthreads();
       this->gradients(warp() / 2, warp() % 2, [&] {
