@@ -158,6 +158,33 @@ TEST_P(Widths, EveryOneOfThemEqualsOracle) {
 
 INSTANTIATE_TEST_SUITE_P(All, Widths, testing::ValuesIn(backends()), backend_name);
 
+// Of ones, from a state of zeros: sums that every dtype holds exactly, as all on the way to them.
+class Ones : public testing::TestWithParam<Backend> {};
+
+TEST_P(Ones, GiveExactSums) {
+  const Backend& backend = GetParam();
+  if (!memory_of(backend.device).present()) GTEST_SKIP() << "no device is present for " << backend.name;
+  for (const t2fw_dtype dtype : {T2FW_FP32, T2FW_BF16, T2FW_FP16}) {
+    const Case c{T2FW_DECAY, dtype, dtype, T2FW_FP32, T2FW_GATE_FULL, T2FW_GATE_FULL, 1, 120, 1, 64, 64, Regime::Sigmoid, false};
+    SCOPED_TRACE(name_of(c));
+    Tensors x = make_inputs(c);
+    for (Values* ones : {&x.v, &x.f, &x.q, &x.k, &x.g, &x.d_y}) ones->assign(ones->size(), 1);
+    oracle_forward(c, x);
+    oracle_backward(c, x);
+    Session run(backend, c, x);
+    T2FW_NEED_PLAN(run);
+    run.forward();
+    run.backward();
+    if (HasFatalFailure()) return;
+    EXPECT_EQ(run.y.read(), x.y);
+    EXPECT_EQ(run.d_v.read(), x.d_v);
+    EXPECT_EQ(run.d_q.read(), x.d_q);
+    EXPECT_EQ(run.d_k.read(), x.d_k);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Ones, testing::ValuesIn(backends()), backend_name);
+
 // The reference takes long, and long sequences as it does short ones.
 std::vector<Parameter> without_long_ones_of_the_reference() {
   std::vector<Parameter> kept = parameters(all_cases());

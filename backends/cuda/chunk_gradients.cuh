@@ -54,7 +54,9 @@ struct alignas(16) SideDesk {
 
 template <class T, class G>
 struct BackwardMemory {
-  Gate scored[CHUNKS];         // opens when a chunk's warps have done step 1
+  // Of a chunk; they open once a block: when its warps have done step 1; when both states have come to it, and nothing else
+  // of it is needed for step 2; when its warps need its sinks, sources and S no more, nor what else the other side's desk holds.
+  Gate scored[CHUNKS], passed[CHUNKS], met[CHUNKS];
   TileTask task;
   const T* states;             // of the head, this tile's part of them: before its second block ..
   uint32_t* written;           // by each warp: how many blocks' gradients
@@ -326,8 +328,8 @@ struct ChunkGradients {
     for (int i = 0; i < 8; ++i) d_a(i / 4, i % 4) *= slope(i / 4, i % 4) * (1 / LIFT);
   }
 
-  // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients. between: what is done when no
-  // warp of the chunk needs its sinks, sources and S any more.
+  // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients. between: what is done when this
+  // warp has said that it needs the chunk's sinks, sources and S no more.
   template <class Between>
   __device__ __forceinline__ void gradients(int number, bool second, const Between& between) const {
     const int lane = fresh(threadIdx.x % 32);
@@ -337,7 +339,7 @@ struct ChunkGradients {
     if (number % 2) meet<true>(number, first, lane, E, L, passing);
     else meet<false>(number, first, lane, E, L, passing);
     const Scores<T> A(memory.desk[number ^ 1], lane);
-    chunk_barrier(number);
+    memory.met[number / 2].arrive();
     between();
 #pragma unroll
     for (int n = 0; n < 2; ++n) refine(n, A, E[n], L[n], passing[n]);
@@ -447,21 +449,6 @@ struct ChunkGradients {
     if (!last) tell(memory.written + warp, blocks);
   }
 
-  // Before what the other warp of a desk left is read.
-  __device__ __forceinline__ void meet_warp(int number) const {
-    const SideArgs& s = memory.side[number % 2];
-    if (s.d_a.width && s.d_a.width != s.width) pair_barrier(number);
-    else __syncwarp();
-  }
-  // Of the warps of both sides of a chunk: none needs its sinks, sources and S, nor what else the other side's desk
-  // holds.
-  __device__ __forceinline__ static void chunk_barrier(int number) {
-#ifdef T2FW_RACECHECK
-    __syncthreads();  // behind a barrier of some warps racecheck reports accesses on both sides of one of all
-#else
-    asm volatile("bar.sync %0, 128;" ::"r"(DESKS + 1 + number / 2) : "memory");
-#endif
-  }
   // Of the two warps at a desk.
   __device__ __forceinline__ static void pair_barrier(int number) {
     asm volatile("bar.sync %0, 64;" ::"r"(number + 1) : "memory");

@@ -3,14 +3,15 @@
 // over the other side's tiles, whose thread blocks add their parts one after the other where it lies.
 //
 // The two sides are the same function with their arguments swapped (recurrences.md): on the value side the sources,
-// gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps; the second takes chunk after chunk as
-// the first is done with them, the third begins behind a barrier of all warps:
+// gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps, each of which takes a chunk as soon as
+// the one before is done with it:
 //   1. two warps for each side of each chunk: the scores of its pairs, and its sinks and sources as the state meets them;
 //   2. eight warps take the state S through the chunks, from what forward saved before the block; eight take its gradient R
 //      the other way. What a chunk meets of both is left in shared memory;
-//   3. two warps for each side of each chunk, for half of its columns each: chunk_gradients.cuh. From here to the next block's
-//      first step of this thread block a chunk's warps wait for each other alone: some chunks compute while others wait. What
-//      the next block needs is asked for as soon as there is room for it (SideDesk).
+//   3. two warps for each side of each chunk, for half of its columns each: chunk_gradients.cuh. What the next block needs is
+//      asked for as soon as there is room for it (SideDesk).
+// No barrier holds all warps: from the third step to the next block's first one a chunk's warps wait for each other alone, and
+// some compute while others wait.
 #pragma once
 
 #include "chunk_gradients.cuh"
@@ -103,8 +104,10 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     return R;
   }
 
+  // For a gate to open; it does so once a block.
+  __device__ __forceinline__ void wait(Gate& gate) const { gate.wait((end() - 1 - fresh(block)) & 1); }
   // Until all warps of a chunk have done step 1, and need nothing of the block behind any more.
-  __device__ __forceinline__ void wait_scored(int chunk) const { memory.scored[chunk].wait((end() - 1 - fresh(block)) & 1); }
+  __device__ __forceinline__ void wait_scored(int chunk) const { wait(memory.scored[chunk]); }
 
   // Step 2 by the warps that hold S: through the chunks of a block.
   __device__ __forceinline__ void forth(int warp) const {
@@ -118,10 +121,12 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       typename State::Update update;
       update.load(value.sources(parity()), key.sources(parity()), value.all, key.all, row_of_warp(warp),
                   key_of_warp(warp));
+      memory.passed[chunk - 1].arrive();
       S.apply(update);
       if (chunk > 1) wait_scored(chunk);
       leave(memory.S[chunk], S, warp);
     }
+    memory.passed[CHUNKS - 1].arrive();
   }
   // By those that hold R: backward through them.
   __device__ __forceinline__ void back(State& R, int warp) const {
@@ -132,6 +137,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       typename State::Update update;
       update.load(value.sinks(parity()), key.sinks(parity()), value.all, key.all, row_of_warp(warp), key_of_warp(warp));
       leave(memory.R[chunk], R, warp);
+      memory.passed[chunk].arrive();
       R.apply(update);
     }
   }
@@ -191,7 +197,11 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       }
     } else {
       if (thread < 2) place_side(thread);
-      if (thread < CHUNKS) memory.scored[thread].init(CHUNK_WARPS);
+      if (thread < CHUNKS) {
+        memory.scored[thread].init(CHUNK_WARPS);
+        memory.passed[thread].init(BACKWARD_WARPS);
+        memory.met[thread].init(CHUNK_WARPS);
+      }
       if (p.side[0].width - memory.task.value < SLICE || p.saved_row - memory.task.key < SLICE)
         for (int i = thread; i < SLICE * PITCH; i += 32 * DESKS) (&memory.saved[0][0])[i] = narrow<T>(0.f);
     }
@@ -224,15 +234,17 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       wait_copies<0>();
       this->pair_barrier(warp() / 2);
       prepare(warp() / 2, warp() % 2);
+      memory.scored[warp() / CHUNK_WARPS].arrive();
       // of the block before: they have had time to arrive
       if (p.written && block + 1 < end()) this->tell_written(end() - 1 - block);
-      memory.scored[warp() / CHUNK_WARPS].arrive();
       sweep(warp());
-      __syncthreads();
+      wait(memory.passed[warp() / CHUNK_WARPS]);
       this->gradients(warp() / 2, warp() % 2, [&] {
-        if (block > first()) stage_block(block - 1, warp());
+        if (block == first()) return;
+        wait(memory.met[warp() / CHUNK_WARPS]);
+        stage_block(block - 1, warp());
       });
-      this->meet_warp(warp() / 2);
+      this->pair_barrier(warp() / 2);
       this->write_desk(warp() / 2, warp() % 2, place(block, warp() / 2), end() - block);
     }
     if (p.written) this->tell_written(end() - first());

@@ -34,8 +34,10 @@ __device__ __forceinline__ void pass_level(int l, float2 (&x)[tokens], float2 (&
 // Eight tokens have two tables of 16 rows. Of token t, r = t % 4, they hold in the rows t and 8 + t: the first table the
 // score with the token before (r odd) or with itself (r = 2), and with itself (r = 0, 1, 3); the second one, where r > 1,
 // those with the first and second token of t's quarter.
-template <int tokens>
+template <class T, int tokens>
 struct QuarterScores {
+  // What the matrix products drop of a number, its last 13 bits, bf16 hides; for fp16 it is rounded.
+  static constexpr bool ROUNDS = std::is_same_v<T, __half>;
   float sums[tokens / 8][2][4] = {};  // [eight tokens][table]
   uint32_t halves[2];                 // of lane l: byte l / 4 is the highest one of 0.5, the others are zeros
 
@@ -48,6 +50,10 @@ struct QuarterScores {
     return __uint_as_float(__byte_perm(halves[i / 4], 0, i % 4 << 12 | 0x444));
   }
 
+  __device__ __forceinline__ static float kept(float x) {
+    return ROUNDS ? __uint_as_float(__float_as_uint(x) + (1 << 12)) : x;
+  }
+
   __device__ __forceinline__ static float dot(float2 x, float2 z) { return fmaf(x.y, z.y, x.x * z.x); }
 
   // To rows `first` and 8 + `second` of a table: both numbers of body(t), for every eight tokens from t on.
@@ -57,7 +63,7 @@ struct QuarterScores {
 #pragma unroll
     for (int t = 0; t < tokens; t += 8) {
       const float2 both = body(t);
-      multiply_add(sums[t / 8][table], rows, both.x, both.y);
+      multiply_add(sums[t / 8][table], rows, kept(both.x), kept(both.y));
     }
   }
 
@@ -87,15 +93,18 @@ struct QuarterScores {
     const int g = fresh(threadIdx.x % 32) / 4;
     float rows[2][4] = {};
 #pragma unroll
-    for (int i = 0; i < 2; ++i) multiply_add(rows[i], sums[eight][i], 1 - g % 2, g % 2);
+    for (int i = 0; i < 2; ++i) {
+      const float(&x)[4] = sums[eight][i], both[4] = {kept(x[0]), kept(x[1]), kept(x[2]), kept(x[3])};
+      multiply_add(rows[i], both, 1 - g % 2, g % 2);
+    }
     const auto sum = [&](int table, int second) { return (rows[table][second] + rows[table][second + 2]) * WHOLE; };
     const float near = sum(0, 0), same = sum(0, 1), far[2] = {sum(1, 0), sum(1, 1)};
     const int t = g % 4;
     return {t >= 2 ? far[0] : t ? near : same, t >= 2 ? far[1] : same, near, same};
   }
-  // Against the halves, and for what both products drop: a number's last 13 bits are 2^-11 / ln 4 of it on average. Of numbers
-  // that have none a score comes out 0.07 % too large.
-  static constexpr float WHOLE = 2 * 1.000704f;
+  // Against the halves, and for what both products drop: 2^-11 / ln 4 of a number on average. Of numbers that lose nothing a
+  // score comes out 0.07 % too large.
+  static constexpr float WHOLE = ROUNDS ? 2.f : 2 * 1.000704f;
 };
 
 // Sums over 64 columns of eight sinks with eight sources.
@@ -141,7 +150,7 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
     x[t] = widen(*reinterpret_cast<const Two*>(&in_x[row_of(t)][c]));
     z[t] = widen(*reinterpret_cast<const Two*>(&in_z[row_of(t)][c]));
   }
-  QuarterScores<CHUNK> quarters;
+  QuarterScores<T, CHUNK> quarters;
   quarters.run(x, z, all);
 #pragma unroll
   for (int first = 0; first < CHUNK; first += 8) {
@@ -226,7 +235,7 @@ struct HalfChunk {
     float2 x[HALF], z[HALF], all[HALF];  // as pass_level has them
 #pragma unroll
     for (int t = 0; t < HALF; ++t) all[t] = gate<logits>(a(t)), x[t] = in_x.get(t), z[t] = in_z.get(t);
-    QuarterScores<HALF> quarters;
+    QuarterScores<T, HALF> quarters;
     quarters.run(x, z, all);
     const float4 near = quarters.row(0);
     if (j == 0) *reinterpret_cast<float4*>(&desk.near[upper][g][g / 4 * 4]) = near;
@@ -245,10 +254,12 @@ struct HalfChunk {
     for (int t = 0; t < HALF; ++t) to_sinks.put(t, upper ? x[t] : z[t]);
     *reinterpret_cast<float2*>(&desk.half[upper][c]) = all[0];
     meet();
-    const float2 other = *reinterpret_cast<const float2*>(&desk.half[!upper][c]), one{1.f, 1.f};
-    const float2 before = upper ? other : one, behind = upper ? one : other;
+    const float2 other = *reinterpret_cast<const float2*>(&desk.half[!upper][c]);
+    if (!upper)
 #pragma unroll
-    for (int t = 0; t < HALF; ++t) to_sources.put(t, z[t] * behind);
+      for (int t = 0; t < HALF; ++t) z[t] = z[t] * other;
+#pragma unroll
+    for (int t = 0; t < HALF; ++t) to_sources.put(t, z[t]);
     if (upper) {
       *reinterpret_cast<float2*>(&desk.all[c]) = all[0] * other;
       *reinterpret_cast<Two*>(&desk.gates[lane % 4][lane / 4 * 2]) = narrow<T>(all[0] * other);
@@ -256,8 +267,11 @@ struct HalfChunk {
       pairs.put(HALF, Eight::products(Eight::rows(levels, true, true), sources));
     }
     meet();
+    if (upper)
 #pragma unroll
-    for (int t = 0; t < HALF; ++t) to_sinks.put(t, x[t] * before);
+      for (int t = 0; t < HALF; ++t) x[t] = x[t] * other;
+#pragma unroll
+    for (int t = 0; t < HALF; ++t) to_sinks.put(t, x[t]);
   }
 };
 
