@@ -158,7 +158,7 @@ TEST_P(Widths, EveryOneOfThemEqualsOracle) {
 
 INSTANTIATE_TEST_SUITE_P(All, Widths, testing::ValuesIn(backends()), backend_name);
 
-// Of ones, from a state of zeros: sums that every dtype holds exactly, as all on the way to them.
+// Of ones, from a state of zeros: sums that every dtype holds exactly (but those of the gates, which fp16 does not).
 class Ones : public testing::TestWithParam<Backend> {};
 
 TEST_P(Ones, GiveExactSums) {

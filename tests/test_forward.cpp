@@ -1,4 +1,7 @@
 // Forward equals the oracle, writes every element and nothing else, and gives the same bits twice.
+#include <cmath>
+#include <limits>
+
 #include "harness.hpp"
 
 namespace test {
@@ -38,6 +41,31 @@ TEST_P(Forward, InPlaceHasTheSameBits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Forward, testing::ValuesIn(parameters(all_cases())), parameter_name);
+
+// One in a query reaches its token's outputs, one in a key also those of all later tokens.
+class NotANumber : public testing::TestWithParam<Backend> {};
+
+TEST_P(NotANumber, ReachesTheOutputsThatItBelongsTo) {
+  const Backend& backend = GetParam();
+  if (!memory_of(backend.device).present()) GTEST_SKIP() << "no device is present for " << backend.name;
+  for (const t2fw_dtype dtype : {T2FW_FP32, T2FW_BF16, T2FW_FP16})
+    for (const bool in_key : {false, true}) {
+      const Case c{T2FW_DECAY, dtype, dtype, T2FW_FP32, T2FW_GATE_FULL, T2FW_GATE_FULL, 1, 40, 1, 64, 64, Regime::Sigmoid, false};
+      SCOPED_TRACE(name_of(c));
+      Tensors x = make_inputs(c);
+      const int64_t token = 21, last = in_key ? c.T - 1 : token;
+      (in_key ? x.k : x.q)[static_cast<size_t>(token * c.K + 5)] = std::numeric_limits<double>::quiet_NaN();
+      Session run(backend, c, x);
+      T2FW_NEED_PLAN(run);
+      run.forward();
+      if (HasFatalFailure()) return;
+      const Values y = run.y.read();
+      for (int64_t i = token * c.D; i < (last + 1) * c.D; ++i)
+        EXPECT_TRUE(std::isnan(y[static_cast<size_t>(i)])) << (in_key ? "key" : "query") << ", token " << i / c.D;
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, NotANumber, testing::ValuesIn(backends()), backend_name);
 
 }  // namespace
 }  // namespace test

@@ -54,8 +54,9 @@ struct alignas(16) SideDesk {
 
 template <class T, class G>
 struct BackwardMemory {
-  // Of a chunk; they open once a block: when its warps have done step 1; when both states have come to it, and nothing else
-  // of it is needed for step 2; when its warps need its sinks, sources and S no more, nor what else the other side's desk holds.
+  // Of a chunk; they open once a block: when its warps have done step 1, and need nothing of the block behind any more; when
+  // both states have come to it, and step 2 needs nothing else of it; when its warps need its sinks, sources and S no more, nor
+  // what else the other side's desk holds.
   Gate scored[CHUNKS], passed[CHUNKS], met[CHUNKS];
   TileTask task;
   const T* states;             // of the head, this tile's part of them: before its second block ..

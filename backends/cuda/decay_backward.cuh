@@ -3,15 +3,15 @@
 // over the other side's tiles, whose thread blocks add their parts one after the other where it lies.
 //
 // The two sides are the same function with their arguments swapped (recurrences.md): on the value side the sources,
-// gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps, each of which takes a chunk as soon as
-// the one before is done with it:
+// gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps; the second takes chunk after chunk as the
+// first is done with them, the third takes a chunk when both states have come to it:
 //   1. two warps for each side of each chunk: the scores of its pairs, and its sinks and sources as the state meets them;
 //   2. eight warps take the state S through the chunks, from what forward saved before the block; eight take its gradient R
 //      the other way. What a chunk meets of both is left in shared memory;
 //   3. two warps for each side of each chunk, for half of its columns each: chunk_gradients.cuh. What the next block needs is
 //      asked for as soon as there is room for it (SideDesk).
-// No barrier holds all warps: from the third step to the next block's first one a chunk's warps wait for each other alone, and
-// some compute while others wait.
+// No barrier holds all warps: from meeting the states to the next block's first step a chunk's warps wait for no other chunk's
+// of this thread block, and some compute while others wait.
 #pragma once
 
 #include "chunk_gradients.cuh"
@@ -104,15 +104,13 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     return R;
   }
 
-  // For a gate to open; it does so once a block.
+  // For one of a chunk's gates to open.
   __device__ __forceinline__ void wait(Gate& gate) const { gate.wait((end() - 1 - fresh(block)) & 1); }
-  // Until all warps of a chunk have done step 1, and need nothing of the block behind any more.
-  __device__ __forceinline__ void wait_scored(int chunk) const { wait(memory.scored[chunk]); }
 
   // Step 2 by the warps that hold S: through the chunks of a block.
   __device__ __forceinline__ void forth(int warp) const {
     State S;
-    wait_scored(0), wait_scored(1);  // chunks whose warps bring the state
+    wait(memory.scored[0]), wait(memory.scored[1]);  // chunks whose warps bring the state
     S.take(memory.saved, row_of_warp(warp), key_of_warp(warp));
     leave(memory.S[0], S, warp);
 #pragma unroll
@@ -123,7 +121,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
                   key_of_warp(warp));
       memory.passed[chunk - 1].arrive();
       S.apply(update);
-      if (chunk > 1) wait_scored(chunk);
+      if (chunk > 1) wait(memory.scored[chunk]);
       leave(memory.S[chunk], S, warp);
     }
     memory.passed[CHUNKS - 1].arrive();
@@ -133,7 +131,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
 #pragma unroll
     for (int chunk = CHUNKS - 1; chunk >= 0; --chunk) {
       Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
-      wait_scored(chunk);
+      wait(memory.scored[chunk]);
       typename State::Update update;
       update.load(value.sinks(parity()), key.sinks(parity()), value.all, key.all, row_of_warp(warp), key_of_warp(warp));
       leave(memory.R[chunk], R, warp);

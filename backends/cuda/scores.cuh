@@ -36,7 +36,7 @@ __device__ __forceinline__ void pass_level(int l, float2 (&x)[tokens], float2 (&
 // those with the first and second token of t's quarter.
 template <class T, int tokens>
 struct QuarterScores {
-  // What the matrix products drop of a number, its last 13 bits, bf16 hides; for fp16 it is rounded.
+  // The matrix products drop a number's last 13 bits. fp16 rounds to the others, bf16 corrects the sums (WHOLE).
   static constexpr bool ROUNDS = std::is_same_v<T, __half>;
   float sums[tokens / 8][2][4] = {};  // [eight tokens][table]
   uint32_t halves[2];                 // of lane l: byte l / 4 is the highest one of 0.5, the others are zeros
@@ -51,7 +51,8 @@ struct QuarterScores {
   }
 
   __device__ __forceinline__ static float kept(float x) {
-    return ROUNDS ? __uint_as_float(__float_as_uint(x) + (1 << 12)) : x;
+    if constexpr (ROUNDS) return round_to_tf32(x);
+    else return x;
   }
 
   __device__ __forceinline__ static float dot(float2 x, float2 z) { return fmaf(x.y, z.y, x.x * z.x); }
@@ -94,7 +95,8 @@ struct QuarterScores {
     float rows[2][4] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float(&x)[4] = sums[eight][i], both[4] = {kept(x[0]), kept(x[1]), kept(x[2]), kept(x[3])};
+      const auto& x = sums[eight][i];
+      const float both[4] = {kept(x[0]), kept(x[1]), kept(x[2]), kept(x[3])};
       multiply_add(rows[i], both, 1 - g % 2, g % 2);
     }
     const auto sum = [&](int table, int second) { return (rows[table][second] + rows[table][second + 2]) * WHOLE; };
@@ -102,8 +104,8 @@ struct QuarterScores {
     const int t = g % 4;
     return {t >= 2 ? far[0] : t ? near : same, t >= 2 ? far[1] : same, near, same};
   }
-  // Against the halves, and for what both products drop: 2^-11 / ln 4 of a number on average. Of numbers that lose nothing a
-  // score comes out 0.07 % too large.
+  // Against the halves, and, where nothing is rounded, for what both products drop: 2^-11 / ln 4 of a number on average, so
+  // that of numbers which lose nothing a score comes out 0.07 % too large.
   static constexpr float WHOLE = ROUNDS ? 2.f : 2 * 1.000704f;
 };
 

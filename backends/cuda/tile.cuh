@@ -211,6 +211,13 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const float (&a)[4],
         "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
+// x rounded to what such a product takes of it; NaN and infinity stay.
+__device__ __forceinline__ float round_to_tf32(float x) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  return __uint_as_float(rounded);
+}
+
 // 16 bytes from global to shared memory without passing registers.
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
