@@ -1,5 +1,5 @@
 // Every gradient equals the oracle's, is written everywhere, and has the same bits twice. An absent state changes nothing
-// else.
+// else. Sums that need no rounding are exact.
 #include <algorithm>
 #include <utility>
 

@@ -1,4 +1,4 @@
-// Forward equals the oracle, writes every element and nothing else, and gives the same bits twice.
+// Forward equals the oracle, writes every element and nothing else, gives the same bits twice, and hides no NaN.
 #include <cmath>
 #include <limits>
 
