@@ -1,17 +1,16 @@
 // Step 3 of decay backward (decay_backward.cuh): the gradients of one side of a chunk, 16 and 16 columns by a warp.
 //
-// A lane holds a quarter of the chunk, tokens 4 j .. 4 j + 3 with j = lane % 4, of columns g and g + 8, g = lane / 4: the
-// layout of a matrix product's result whose rows are columns and whose columns are tokens in a certain order, and at once
-// that of its left operand. What enters a token from before (E) and meets of what comes behind it (L) is refined from the
-// whole chunk to halves, quarters, pairs and single tokens (recurrences.md: split every pair at its power-of-two boundary):
+// What enters a token from before (E) and meets of what comes behind it (L) is refined from the whole chunk to halves,
+// quarters, pairs and single tokens (recurrences.md: split every pair at its power-of-two boundary):
 //   upper part:  E = (product of the lower part's gates) E + scores x the lower part's sources
 //   lower part:  L = (product of the upper part's gates) L + scores x the upper part's sinks
 //   passing by:  P of a part = (product of the other's gates) P + the other's sources x L, or sinks x E
-// and at a token d_x = a E + A x z, d_z = L + A x x, d_a = x E + P. Halves and quarters lie in different lanes: matrix
-// products. No gate is divided by.
+// and at a token d_x = a E + A x z, d_z = L + A x x, d_a = x E + P. Quarters lie in different lanes (quarter.cuh): between them
+// scores are met by matrix products. No gate is divided by.
 #pragma once
 
 #include "backward.cuh"
+#include "quarter.cuh"
 #include "scores.cuh"
 
 namespace t2fw::cuda {
@@ -94,36 +93,10 @@ struct Piece {
   }
 };
 
-// A lane's quarter of the chunk's tokens, of two columns.
-struct Quarter {
-  float x[2][4] = {};  // as two matrix products leave them
-
-  __device__ __forceinline__ float& operator()(int column, int token) { return x[token / 2][column * 2 + token % 2]; }
-  __device__ __forceinline__ float operator()(int column, int token) const { return x[token / 2][column * 2 + token % 2]; }
-  template <class T>
-  __device__ __forceinline__ void operand(uint32_t (&to)[4]) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = bits(narrow<T>(float2{x[i / 2][i % 2 * 2], x[i / 2][i % 2 * 2 + 1]}));
-  }
-  // += left x right
-  template <class T>
-  __device__ __forceinline__ void add(const uint32_t (&left)[4], const uint32_t (&right)[4]) {
-    multiply_add<T>(x[0], left, right[0], right[1]);
-    multiply_add<T>(x[1], left, right[2], right[3]);
-  }
-};
-
-// Where lane l finds its row of the four 8x8 matrices of tokens by 16 columns from `column` on.
-template <class T, int P>
-__device__ __forceinline__ uint32_t quarter_rows(const T (&rows)[CHUNK][P], int column, int lane) {
-  const int token = lane % 8 / 2 * 4 + lane % 2 + lane / 16 * 2;
-  return shared_address(&rows[row_of(token)][column + lane / 8 % 2 * 8]);
-}
-
 // The other side's scores of a chunk as step 3 reads them.
-template <class T>
+template <class T, class N>
 struct Scores {
-  float near[4][4];   // of the lane's quarter: [token][earlier token or the same]
+  Two<N> near[4][4];  // of the lane's quarter, for both columns: [token][earlier token or the same]
   uint32_t pairs[4];  // of different quarters' tokens, symmetric, as a right operand
   bool upper, odd;    // the lane's quarter in the chunk, in its half
 
@@ -132,18 +105,30 @@ struct Scores {
     const int j = lane % 4;
     upper = j / 2, odd = j % 2;
 #pragma unroll
-    for (int t = 0; t < 4; ++t)
-      *reinterpret_cast<float4*>(near[t]) = *reinterpret_cast<const float4*>(&desk.near[upper][odd * 4 + t][odd * 4]);
+    for (int t = 0; t < 4; ++t) {
+      const float4 row = *reinterpret_cast<const float4*>(&desk.near[upper][odd * 4 + t][odd * 4]);
+      near[t][0] = narrow<N>(float2{row.x, row.x}), near[t][1] = narrow<N>(float2{row.y, row.y});
+      near[t][2] = narrow<N>(float2{row.z, row.z}), near[t][3] = narrow<N>(float2{row.w, row.w});
+    }
     load_matrices(pairs, shared_address(&desk.pairs[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8]));
   }
-  // Of pairs that are split at the chunk's middle, or at a half's (`quarters`), as their later tokens meet them or their
-  // earlier ones.
-  __device__ __forceinline__ void split(bool quarters, bool later, int lane, uint32_t (&to)[4]) const {
-    const int k = lane % 4, n = lane / 8;  // quarters of the operand's rows and columns
-    const bool across = quarters ? (k ^ n) == 1 : (k ^ n) >= 2;
-    const bool keep = across && (later ? n > k : n < k);
+  // Those of pairs that are split at the chunk's middle, or at a half's (`quarters`).
+  __device__ __forceinline__ void split(bool quarters, int lane, uint32_t (&to)[4]) const {
+    const int apart = lane % 4 ^ lane / 8;  // quarters of the operand's rows and columns
+    const bool keep = quarters ? apart == 1 : apart >= 2;
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = keep ? pairs[i] : 0;
+  }
+};
+
+// Products of a quarter's gates, of the quarter beside and of the other half.
+template <class N>
+struct GateProducts {
+  Two<N> low, high, own, next, across;
+
+  __device__ __forceinline__ explicit GateProducts(const Quarter<N>& a) {
+    low = a[0] * a[1], high = a[2] * a[3], own = low * high;
+    next = exchange(own, 1), across = exchange(own * next, 2);
   }
 };
 
@@ -151,6 +136,9 @@ struct Scores {
 template <class T, class G, bool logits>
 struct ChunkGradients {
   using P = typename Pair<T>::type;
+  // What gradients inside a chunk are computed in: in pairs of bf16 if all operands are bf16, whose range is fp32's.
+  using N = std::conditional_t<std::is_same_v<G, __nv_bfloat16> && !logits, G, float>;
+  using Two = cuda::Two<N>;
   using Desk = SideDesk<T, G>;
   BackwardMemory<T, G>& memory;
   int block = 0;  // at work
@@ -159,32 +147,16 @@ struct ChunkGradients {
 
   __device__ __forceinline__ int first_column(bool key_side) const { return key_side ? memory.task.key : memory.task.value; }
 
-  template <class E, int W>
-  __device__ __forceinline__ static void load(Quarter& to, const E (&rows)[CHUNK][W], int column, int lane) {
-    if constexpr (sizeof(E) == 2) {
-      uint32_t x[4];
-      load_matrices_transposed(x, quarter_rows(rows, column, lane));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 two = widen(*reinterpret_cast<const typename Pair<E>::type*>(&x[i]));
-        to.x[i / 2][i % 2 * 2] = two.x, to.x[i / 2][i % 2 * 2 + 1] = two.y;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) to(i / 4, i % 4) = rows[row_of(lane % 4 * 4 + i % 4)][column + i / 4 * 8 + lane / 4];
-    }
-  }
-
   // For 32 columns of desk `number`, 16 and 16: what its sinks meet of S, its sources of R, and S of R behind the chunk's
   // gates.
   template <bool key_side>
-  __device__ __forceinline__ void meet(int number, int column, int lane, Quarter (&E)[2], Quarter (&L)[2],
-                                       float (&passing)[2][2]) const {
+  __device__ __forceinline__ void meet(int number, int column, int lane, Quarter<N> (&E)[2], Quarter<N> (&L)[2],
+                                       Two (&passing)[2]) const {
     Desk& other = memory.desk[number ^ 1];
     const uint32_t sinks = quarter_rows(other.sinks(parity()), 0, lane);
     const uint32_t sources = quarter_rows(other.sources(parity()), 0, lane);
     P gates[4];
-    float low[2][4] = {}, high[2][4] = {};
+    float entering[2][2][4] = {}, leaving[2][2][4] = {}, low[2][4] = {}, high[2][4] = {};
 #pragma unroll
     for (int k = 0; k < SLICE / 16; ++k) {
       uint32_t sink[4], source[4];
@@ -195,8 +167,11 @@ struct ChunkGradients {
         const Piece<key_side> S(memory.S[number / 2], column + n * 16, lane), R(memory.R[number / 2], column + n * 16, lane);
         uint32_t s[4], r[4];
         S.load(s, k), R.load(r, k);
-        E[n].template add<T>(s, sink);
-        L[n].template add<T>(r, source);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          multiply_add<T>(entering[n][i], s, sink[i * 2], sink[i * 2 + 1]);
+          multiply_add<T>(leaving[n][i], r, source[i * 2], source[i * 2 + 1]);
+        }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const P piece = *reinterpret_cast<const P*>(&s[i]);
@@ -206,127 +181,105 @@ struct ChunkGradients {
           else s[i] = bits(__hmul2(piece, gates[k % 2 * 2 + i / 2]));
         }
         // R's halves are right operands as they lie
-        multiply_add<T>(low[n], s[0], s[1], r[0]), multiply_add<T>(low[n], s[2], s[3], r[2]);
-        multiply_add<T>(high[n], s[0], s[1], r[1]), multiply_add<T>(high[n], s[2], s[3], r[3]);
+        multiply_add<T>(low[n], s, r[0], r[2]), multiply_add<T>(high[n], s, r[1], r[3]);
       }
     }
     const int g = lane / 4, holder = g * 4 + g / 2;  // of the diagonal
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      passing[n][0] = __shfl_sync(~0u, g % 2 ? low[n][1] : low[n][0], holder);
-      passing[n][1] = __shfl_sync(~0u, g % 2 ? high[n][3] : high[n][2], holder);
+      const Two both = narrow<N>(g % 2 ? float2{low[n][1], high[n][3]} : float2{low[n][0], high[n][2]});
+      passing[n] = from_lane(both, holder);
+      E[n] = Quarter<N>::of(entering[n]), L[n] = Quarter<N>::of(leaving[n]);
     }
   }
 
   // Into the lane's quarter: E, L, passing of the chunk become the quarter's.
-  __device__ __forceinline__ static void to_quarters(const Scores<T>& A, int lane, const Quarter& x, const Quarter& z,
-                                                     const Quarter& a, Quarter& E, Quarter& L, float (&passing)[2]) {
-    Quarter sinks, sources;  // from the quarter's start, to its end
-    float next[2], across[2];  // products of the quarter beside, of the other half
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const float low = a(c, 0) * a(c, 1), high = a(c, 2) * a(c, 3), own = low * high;
-      next[c] = __shfl_xor_sync(~0u, own, 1);
-      across[c] = __shfl_xor_sync(~0u, own * next[c], 2);
-      sinks(c, 0) = a(c, 0) * x(c, 0), sinks(c, 1) = low * x(c, 1);
-      sinks(c, 2) = low * (a(c, 2) * x(c, 2)), sinks(c, 3) = own * x(c, 3);
-      sources(c, 3) = z(c, 3), sources(c, 2) = a(c, 3) * z(c, 2);
-      sources(c, 1) = high * z(c, 1), sources(c, 0) = high * (a(c, 1) * z(c, 0));
-    }
-    const auto level = [&](bool quarters, const float (&product)[2], const auto& reach) {
+  __device__ __forceinline__ static void to_quarters(const Scores<T, N>& A, int lane, const Quarter<N>& x, const Quarter<N>& z,
+                                                     const Quarter<N>& a, const GateProducts<N>& by, Quarter<N>& E,
+                                                     Quarter<N>& L, Two& passing) {
+    // from the quarter's start, to its end
+    const Quarter<N> sinks{a[0] * x[0], by.low * x[1], by.low * (a[2] * x[2]), by.own * x[3]};
+    const Quarter<N> sources{by.high * (a[1] * z[0]), by.high * z[1], a[3] * z[2], z[3]};
+    const auto level = [&](bool quarters, Two product, const auto& reach) {
       const bool upper = quarters ? A.odd : A.upper;
-      Quarter own;
+      Quarter<N> own;
+      Two met;
+      float more[2][4] = {};
       uint32_t left[4], right[4];
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        float met = 0;
-#pragma unroll
-        for (int t = 0; t < 4; ++t) {
-          own(c, t) = reach(upper ? sinks(c, t) : sources(c, t), c);
-          met = fmaf(own(c, t), upper ? E(c, t) : L(c, t), met);
-        }
-        if (!quarters) met += __shfl_xor_sync(~0u, met, 1);
-        passing[c] = fmaf(product[c], passing[c], __shfl_xor_sync(~0u, met, quarters ? 1 : 2));
-#pragma unroll
-        for (int t = 0; t < 4; ++t) E(c, t) *= upper ? product[c] : 1.f, L(c, t) *= upper ? 1.f : product[c];
+      for (int t = 0; t < 4; ++t) {
+        own[t] = reach(choose(upper, sinks[t], sources[t]));
+        const Two of = choose(upper, E[t], L[t]);
+        met = t ? fma(own[t], of, met) : own[t] * of;
       }
-      own.operand<T>(left);
-      A.split(quarters, true, lane, right);
-      E.add<T>(left, right);
-      A.split(quarters, false, lane, right);
-      L.add<T>(left, right);
+      if (!quarters) met = met + exchange(met, 1);
+      passing = fma(product, passing, exchange(met, quarters ? 1 : 2));
+      own.template operand<T>(left), A.split(quarters, lane, right);
+      multiply_add<T>(more[0], left, right[0], right[1]), multiply_add<T>(more[1], left, right[2], right[3]);
+      const auto crossed = Quarter<N>::of(more);
+#pragma unroll
+      for (int t = 0; t < 4; ++t)
+        if (upper) E[t] = fma(product, E[t], crossed[t]);
+        else L[t] = fma(product, L[t], crossed[t]);
     };
-    level(false, across, [&](float y, int c) { return A.upper == A.odd ? y * next[c] : y; });
-    level(true, next, [&](float y, int) { return y; });
+    level(false, by.across, [&](Two y) { return A.upper == A.odd ? y * by.next : y; });
+    level(true, by.next, [](Two y) { return y; });
   }
 
-  // From the quarter to its tokens: x, z, a become their gradients. One column.
-  __device__ __forceinline__ static void to_tokens(const float (&A)[4][4], int c, const Quarter& E, const Quarter& L,
-                                                   float passing, Quarter& x, Quarter& z, Quarter& a) {
-    const float low = a(c, 0) * a(c, 1), high = a(c, 2) * a(c, 3);
-    const float source = z(c, 0) * a(c, 1), sink = a(c, 2) * (a(c, 3) * x(c, 3)), near_sink = a(c, 2) * x(c, 2);
+  // From the quarter to its tokens: x, z, a become their gradients.
+  __device__ __forceinline__ static void to_tokens(const Two (&A)[4][4], const GateProducts<N>& by, const Quarter<N>& E,
+                                                   const Quarter<N>& L, Two passing, Quarter<N>& x, Quarter<N>& z,
+                                                   Quarter<N>& a) {
+    const Two source = z[0] * a[1], sink = a[2] * (a[3] * x[3]), near_sink = a[2] * x[2];
     // halves of the quarter
-    const float by[2] = {fmaf(high, passing, fmaf(near_sink, E(c, 2), sink * E(c, 3))),
-                         fmaf(low, passing, fmaf(source, L(c, 0), z(c, 1) * L(c, 1)))};
-    float e[4] = {E(c, 0), E(c, 1)}, l[4] = {0, 0, L(c, 2), L(c, 3)};
+    const Two pass[2] = {fma(by.high, passing, fma(near_sink, E[2], sink * E[3])),
+                         fma(by.low, passing, fma(source, L[0], z[1] * L[1]))};
+    Two e[4] = {E[0], E[1]}, l[4] = {L[0], L[1], L[2], L[3]};
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
-      e[2 + t] = fmaf(low, E(c, 2 + t), fmaf(A[2 + t][0], source, A[2 + t][1] * z(c, 1)));
-      l[t] = fmaf(high, L(c, t), fmaf(A[2][t], near_sink, A[3][t] * sink));
+      e[2 + t] = fma(by.low, E[2 + t], fma(A[2 + t][0], source, A[2 + t][1] * z[1]));
+      l[t] = fma(by.high, L[t], fma(A[2][t], near_sink, A[3][t] * sink));
     }
     // single tokens
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
-      const float a0 = a(c, i), a1 = a(c, i + 1), x0 = x(c, i), x1 = x(c, i + 1), z0 = z(c, i), z1 = z(c, i + 1);
-      const float own = a1 * x1, score = A[i + 1][i], by0 = fmaf(a1, by[i / 2], own * e[i + 1]);
-      const float by1 = fmaf(a0, by[i / 2], z0 * l[i]), e1 = fmaf(a0, e[i + 1], score * z0), l0 = fmaf(a1, l[i], score * own);
-      x(c, i) = fmaf(a0, e[i], A[i][i] * z0), x(c, i + 1) = fmaf(a1, e1, A[i + 1][i + 1] * z1);
-      z(c, i) = fmaf(A[i][i], x0, l0), z(c, i + 1) = fmaf(A[i + 1][i + 1], x1, l[i + 1]);
-      a(c, i) = fmaf(x0, e[i], by0), a(c, i + 1) = fmaf(x1, e1, by1);
+      const Two a0 = a[i], a1 = a[i + 1], x0 = x[i], x1 = x[i + 1], z0 = z[i], z1 = z[i + 1];
+      const Two own = a1 * x1, score = A[i + 1][i], pass0 = fma(a1, pass[i / 2], own * e[i + 1]);
+      const Two pass1 = fma(a0, pass[i / 2], z0 * l[i]), e1 = fma(a0, e[i + 1], score * z0), l0 = fma(a1, l[i], score * own);
+      x[i] = fma(a0, e[i], A[i][i] * z0), x[i + 1] = fma(a1, e1, A[i + 1][i + 1] * z1);
+      z[i] = fma(A[i][i], x0, l0), z[i + 1] = fma(A[i + 1][i + 1], x1, l[i + 1]);
+      a[i] = fma(x0, e[i], pass0), a[i + 1] = fma(x1, e1, pass1);
     }
   }
 
-  // Leaves 16 columns of a gradient in a desk's rows.
-  template <class E, int W>
-  __device__ __forceinline__ static void leave(const Quarter& d, E (&rows)[CHUNK][W], int first, int lane) {
-    if constexpr (sizeof(E) == 2) {
-      uint32_t x[4];
-      d.operand<E>(x);
-      store_matrices_transposed(quarter_rows(rows, first, lane), x);
-    } else {
+  // Leaves the gradient of a gate of one value a token, summed over as many of the columns as there are.
+  __device__ __forceinline__ static void leave_sums(const Quarter<N>& d, float (&to)[CHUNK], int columns, int lane) {
+    float sum[4];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) rows[row_of(lane % 4 * 4 + i % 4)][first + i / 4 * 8 + lane / 4] = d(i / 4, i % 4);
-    }
-  }
-  // The same of a gate of one value a token, summed over as many of the columns as there are.
-  __device__ __forceinline__ static void leave_sums(const Quarter& d, float (&to)[CHUNK], int columns, int lane) {
-    float sum[4] = {};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum[i % 4] += i / 4 * 8 + lane / 4 < columns ? d(i / 4, i % 4) : 0.f;
-#pragma unroll
-    for (int t = 0; t < 4; ++t)
+    for (int t = 0; t < 4; ++t) {
+      const float2 two = widen(d[t]);
+      sum[t] = (lane / 4 < columns ? two.x : 0.f) + (lane / 4 + 8 < columns ? two.y : 0.f);
       for (int i = 4; i < 32; i *= 2) sum[t] += __shfl_xor_sync(~0u, sum[t], i);
+    }
     if (lane < 4) *reinterpret_cast<float4*>(&to[lane * 4]) = {sum[0], sum[1], sum[2], sum[3]};
   }
 
   static constexpr float LIFT = std::is_same_v<G, __half> ? 0x1p16f : 1.f;  // a slope is 1/4 at most, and may be subnormal
 
   // Logits become gates, and leave in their place what takes a gate's gradient to its logit.
-  __device__ __forceinline__ void to_gates(Quarter& a, Desk& desk, int first, int lane) const {
-    Quarter slope;
+  __device__ __forceinline__ void to_gates(Quarter<float>& a, Desk& desk, int first, int lane) const {
+    Quarter<float> slope;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      float& gate = a(i / 4, i % 4);
-      gate = logistic(gate);
-      slope(i / 4, i % 4) = logistic_slope(gate) * LIFT;
+    for (int t = 0; t < 4; ++t) {
+      a[t] = logistic(a[t]);
+      slope[t] = float2{logistic_slope(a[t].x) * LIFT, logistic_slope(a[t].y) * LIFT};
     }
-    leave(slope, desk.a(parity()), first, lane);
+    slope.leave(desk.a(parity()), first, lane);
   }
-  __device__ __forceinline__ void to_logits(Quarter& d_a, Desk& desk, int first, int lane) const {
-    Quarter slope;
-    load(slope, desk.a(parity()), first, fresh(lane));
+  __device__ __forceinline__ void to_logits(Quarter<float>& d_a, Desk& desk, int first, int lane) const {
+    const auto slope = Quarter<float>::load(desk.a(parity()), first, fresh(lane));
 #pragma unroll
-    for (int i = 0; i < 8; ++i) d_a(i / 4, i % 4) *= slope(i / 4, i % 4) * (1 / LIFT);
+    for (int t = 0; t < 4; ++t) d_a[t] = d_a[t] * ((1 / LIFT) * slope[t]);
   }
 
   // Step 3 by one of the two warps of desk `number`: leaves the tile's part of the gradients. between: what is done when this
@@ -335,33 +288,32 @@ struct ChunkGradients {
   __device__ __forceinline__ void gradients(int number, bool second, const Between& between) const {
     const int lane = fresh(threadIdx.x % 32);
     const int first = second * HALF_SLICE;
-    Quarter E[2], L[2];
-    float passing[2][2];
+    Quarter<N> E[2], L[2];
+    Two passing[2];
     if (number % 2) meet<true>(number, first, lane, E, L, passing);
     else meet<false>(number, first, lane, E, L, passing);
-    const Scores<T> A(memory.desk[number ^ 1], lane);
+    const Scores<T, N> A(memory.desk[number ^ 1], lane);
     memory.met[number / 2].arrive();
     between();
 #pragma unroll
     for (int n = 0; n < 2; ++n) refine(n, A, E[n], L[n], passing[n]);
   }
   // For the n-th 16 columns of the warp.
-  __device__ __forceinline__ void refine(int n, const Scores<T>& A, Quarter& E, Quarter& L, float (&passing)[2]) const {
+  __device__ __forceinline__ void refine(int n, const Scores<T, N>& A, Quarter<N>& E, Quarter<N>& L, Two passing) const {
     const int warp = fresh(threadIdx.x / 32), number = warp / 2, first = warp % 2 * HALF_SLICE + n * 16;  // kept in no register
     const bool key_side = number % 2;
     const SideArgs& s = memory.side[key_side];
     const int lane = fresh(threadIdx.x % 32);
     Desk& desk = memory.desk[number];
-    Quarter x, z, a;
-    load(a, desk.a(parity()), first, lane);
+    auto a = Quarter<N>::load(desk.a(parity()), first, lane);
     if constexpr (logits) to_gates(a, desk, first, lane);
-    load(x, desk.x(parity()), first, lane), load(z, desk.z(parity()), first, lane);
-    to_quarters(A, lane, x, z, a, E, L, passing);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) to_tokens(A.near, i, E, L, passing[i], x, z, a);
+    auto x = Quarter<N>::load(desk.x(parity()), first, lane), z = Quarter<N>::load(desk.z(parity()), first, lane);
+    const GateProducts<N> by(a);
+    to_quarters(A, lane, x, z, a, by, E, L, passing);
+    to_tokens(A.near, by, E, L, passing, x, z, a);
+    x.leave(desk.x(parity()), first, lane), z.leave(desk.z(parity()), first, lane);
     if constexpr (logits) to_logits(a, desk, first, lane);
-    leave(x, desk.x(parity()), first, lane), leave(z, desk.z(parity()), first, lane);
-    if (s.d_a.width == s.width) leave(a, desk.a(parity()), first, lane);
+    if (s.d_a.width == s.width) a.leave(desk.a(parity()), first, lane);
     else if (s.d_a.width) leave_sums(a, desk.sums[first / 16], s.width - first_column(key_side) - first, lane);
   }
 

@@ -18,6 +18,8 @@ template <>
 struct Pair<__half> { using type = __half2; };
 template <>
 struct Pair<float> { using type = float2; };
+template <class E>
+using Two = typename Pair<E>::type;
 
 __device__ __forceinline__ float2 widen(float2 x) { return x; }
 __device__ __forceinline__ float2 widen(__nv_bfloat162 x) {  // one instruction each, where __bfloat1622float2 has three
@@ -51,6 +53,25 @@ template <class P>
 __device__ __forceinline__ uint32_t bits(P pair) {
   static_assert(sizeof(P) == 4);
   return *reinterpret_cast<uint32_t*>(&pair);
+}
+
+template <class P>
+__device__ __forceinline__ P as_pair(uint32_t bits) {
+  static_assert(sizeof(P) == 4);
+  return *reinterpret_cast<P*>(&bits);
+}
+
+template <class E, class P>
+__device__ __forceinline__ Two<E> convert(P pair) {
+  if constexpr (std::is_same_v<P, Two<E>>) return pair;
+  else return narrow<E>(widen(pair));
+}
+
+// One of two pairs, in registers.
+template <class V>
+__device__ __forceinline__ V choose(bool first, V x, V y) {
+  if constexpr (sizeof(V) == 8) return {first ? x.x : y.x, first ? x.y : y.y};
+  else return as_pair<V>(first ? bits(x) : bits(y));
 }
 
 // Four neighbouring columns as they lie in memory.
@@ -93,6 +114,7 @@ __device__ __forceinline__ float2 operator*(float2 x, float2 y) { return {x.x * 
 __device__ __forceinline__ float2 operator*(float x, float2 y) { return {x * y.x, x * y.y}; }
 __device__ __forceinline__ float2 fma(float2 x, float2 y, float2 z) { return {fmaf(x.x, y.x, z.x), fmaf(x.y, y.y, z.y)}; }
 __device__ __forceinline__ float2 fma(float x, float2 y, float2 z) { return {fmaf(x, y.x, z.x), fmaf(x, y.y, z.y)}; }
+__device__ __forceinline__ __nv_bfloat162 fma(__nv_bfloat162 x, __nv_bfloat162 y, __nv_bfloat162 z) { return __hfma2(x, y, z); }
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -185,20 +207,6 @@ __device__ __forceinline__ void multiply_add<__half>(float (&c)[4], const uint32
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// The same with half as long sums: c[16x8] += a[16x8] b[8x8].
-template <class T>
-__device__ __forceinline__ void multiply_add(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b);
-template <>
-__device__ __forceinline__ void multiply_add<__nv_bfloat16>(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(b));
-}
-template <>
-__device__ __forceinline__ void multiply_add<__half>(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(b));
 }
 
 // c[16x8] += a[16x8] b[8x8] of fp32 numbers, whose last 13 bits count as zeros: each is too small by 2^-10 of it at most. Of a
