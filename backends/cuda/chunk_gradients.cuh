@@ -16,9 +16,10 @@
 namespace t2fw::cuda {
 
 inline constexpr int CHUNKS = 4, BLOCK = CHUNKS * CHUNK;  // chunks, tokens of a block
-inline constexpr int DESKS = 2 * CHUNKS, BACKWARD_WARPS = 2 * DESKS, SWEEP_WARPS = BACKWARD_WARPS / 2;
+inline constexpr int DESKS = 2 * CHUNKS, BACKWARD_WARPS = 2 * DESKS;
 inline constexpr int CHUNK_WARPS = BACKWARD_WARPS / CHUNKS;  // of both sides
-inline constexpr int HALF_SLICE = SLICE / 2;  // columns of a desk's warp, keys of a warp that carries S or R
+inline constexpr int HALF_SLICE = SLICE / 2;  // columns of a desk's warp, keys of a part of a state
+inline constexpr int PARTS = 8, SWEEP_WARPS = PARTS / 2;  // of a state: 16 rows by 32 keys; who carry it take two each
 
 template <class G>
 inline constexpr int GATE_PITCH = sizeof(G) == 2 ? PITCH : SLICE + 4;
@@ -66,7 +67,7 @@ struct BackwardMemory {
   // [value][key]: entering a chunk, and the gradient leaving it. For a while what coming_gates says has S's place.
   T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];
   T saved[SLICE][PITCH];                               // rows (SavedRow) of the state that enters the block
-  float gradient[SWEEP_WARPS][SLICE / 4][32];  // R of the warps that carry it, while they do step 3
+  float gradient[PARTS][SLICE / 4][32];  // R, while those that carry it do something else
 
   // Where a desk's gates of a block of this parity are brought.
   __device__ __forceinline__ auto& coming_gates(int number, int parity) {

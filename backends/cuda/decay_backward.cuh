@@ -6,8 +6,8 @@
 // gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps; the second takes chunk after chunk as the
 // first is done with them, the third takes a chunk when both states have come to it:
 //   1. two warps for each side of each chunk: the scores of its pairs, and its sinks and sources as the state meets them;
-//   2. eight warps take the state S through the chunks, from what forward saved before the block; eight take its gradient R
-//      the other way. What a chunk meets of both is left in shared memory;
+//   2. four warps take the state S through the chunks, from what forward saved before the block; four take its gradient R the
+//      other way. What a chunk meets of both is left in shared memory;
 //   3. two warps for each side of each chunk, for half of its columns each: chunk_gradients.cuh. What the next block needs is
 //      asked for as soon as there is room for it (SideDesk).
 // No barrier holds all warps: from meeting the states to the next block's first step a chunk's warps wait for no other chunk's
@@ -78,106 +78,141 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     HalfChunk<T>{second}.template run<logits>(desk, parity(), gates, [&] { this->pair_barrier(number); });
   }
 
-  // Where the state of a warp lies in its tile: of those that carry S or those that carry R.
-  __device__ __forceinline__ static int row_of_warp(int warp) { return warp % 4 * 16; }
-  __device__ __forceinline__ static int key_of_warp(int warp) { return warp / 4 % 2 * HALF_SLICE; }
-
-  __device__ __forceinline__ static void leave(T (&to)[SLICE][PITCH], const State& state, int warp) {
-    const int lane = fresh(threadIdx.x % 32);
-    const uint32_t row = shared_address(&to[row_of_warp(warp) + lane % 16][key_of_warp(warp) + lane / 16 * 8]);
+  // Where a part of a state lies in its tile, and body(m, part) for the two parts of a warp that carries S or R.
+  __device__ __forceinline__ static int row_of_part(int part) { return part % 4 * 16; }
+  __device__ __forceinline__ static int key_of_part(int part) { return part / 4 * HALF_SLICE; }
+  template <class Body>
+  __device__ __forceinline__ static void parts(int warp, const Body& body) {
 #pragma unroll
-    for (int i = 0; i < State::N; i += 2) {
-      const auto two = [&](int n, int e) { return bits(narrow<T>(float2{state.S[n][e], state.S[n][e + 1]})); };
-      store_matrices(row + i * 16, {two(i, 0), two(i, 2), two(i + 1, 0), two(i + 1, 2)});
-    }
+    for (int m = 0; m < 2; ++m) body(m, warp % 4 * 2 + m);
   }
 
-  // R of a warp that carries it.
-  __device__ __forceinline__ void park(const State& R, int warp) const {
+  __device__ __forceinline__ static void leave(T (&to)[SLICE][PITCH], const State (&state)[2], int warp) {
+    parts(warp, [&](int m, int part) {
+      const int lane = fresh(threadIdx.x % 32);
+      const uint32_t row = shared_address(&to[row_of_part(part) + lane % 16][key_of_part(part) + lane / 16 * 8]);
 #pragma unroll
-    for (int i = 0; i < State::N * 4; ++i) memory.gradient[warp % SWEEP_WARPS][i][threadIdx.x % 32] = R.S[i / 4][i % 4];
+      for (int i = 0; i < State::N; i += 2) {
+        const auto two = [&](int n, int e) { return bits(narrow<T>(float2{state[m].S[n][e], state[m].S[n][e + 1]})); };
+        store_matrices(row + i * 16, {two(i, 0), two(i, 2), two(i + 1, 0), two(i + 1, 2)});
+      }
+    });
   }
-  __device__ __forceinline__ State parked(int warp) const {
+
+  // A part of R, kept while its warp does something else.
+  __device__ __forceinline__ void park(const State& R, int part) const {
+#pragma unroll
+    for (int i = 0; i < State::N * 4; ++i) memory.gradient[part][i][threadIdx.x % 32] = R.S[i / 4][i % 4];
+  }
+  __device__ __forceinline__ State parked(int part) const {
     State R;
 #pragma unroll
-    for (int i = 0; i < State::N * 4; ++i) R.S[i / 4][i % 4] = memory.gradient[warp % SWEEP_WARPS][i][threadIdx.x % 32];
+    for (int i = 0; i < State::N * 4; ++i) R.S[i / 4][i % 4] = memory.gradient[part][i][threadIdx.x % 32];
     return R;
   }
 
   // For one of a chunk's gates to open.
   __device__ __forceinline__ void wait(Gate& gate) const { gate.wait((end() - 1 - fresh(block)) & 1); }
 
+  // What a chunk does to the parts of a warp; values_of, keys_of: sinks or sources of both sides.
+  struct Update {
+    typename State::Values values[2];
+    typename State::Keys keys;
+
+    using Columns = typename Desk::Columns;
+    __device__ __forceinline__ Update(const Desk& value, const Columns& values_of, const Desk& key, const Columns& keys_of,
+                                      int warp) {
+      parts(warp, [&](int m, int part) { values[m].load(values_of, value.all, row_of_part(part)); });
+      keys.load(keys_of, key.all, key_of_part(warp % 4 * 2));
+    }
+    __device__ __forceinline__ void apply(State (&to)[2]) const {
+      to[0].apply(values[0], keys), to[1].apply(values[1], keys);
+    }
+  };
+
   // Step 2 by the warps that hold S: through the chunks of a block.
   __device__ __forceinline__ void forth(int warp) const {
-    State S;
+    State S[2];
     wait(memory.scored[0]), wait(memory.scored[1]);  // chunks whose warps bring the state
-    S.take(memory.saved, row_of_warp(warp), key_of_warp(warp));
+    parts(warp, [&](int m, int part) { S[m].take(memory.saved, row_of_part(part), key_of_part(part)); });
     leave(memory.S[0], S, warp);
 #pragma unroll
     for (int chunk = 1; chunk < CHUNKS; ++chunk) {
       Desk &value = memory.desk[2 * chunk - 2], &key = memory.desk[2 * chunk - 1];
-      typename State::Update update;
-      update.load(value.sources(parity()), key.sources(parity()), value.all, key.all, row_of_warp(warp),
-                  key_of_warp(warp));
+      const Update update(value, value.sources(parity()), key, key.sources(parity()), warp);
       memory.passed[chunk - 1].arrive();
-      S.apply(update);
+      update.apply(S);
       if (chunk > 1) wait(memory.scored[chunk]);
       leave(memory.S[chunk], S, warp);
     }
     memory.passed[CHUNKS - 1].arrive();
   }
   // By those that hold R: backward through them.
-  __device__ __forceinline__ void back(State& R, int warp) const {
+  __device__ __forceinline__ void back(int warp) const {
+    State R[2];
+    parts(warp, [&](int m, int part) { R[m] = parked(part); });
 #pragma unroll
     for (int chunk = CHUNKS - 1; chunk >= 0; --chunk) {
       Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
       wait(memory.scored[chunk]);
-      typename State::Update update;
-      update.load(value.sinks(parity()), key.sinks(parity()), value.all, key.all, row_of_warp(warp), key_of_warp(warp));
+      const Update update(value, value.sinks(parity()), key, key.sinks(parity()), warp);
       leave(memory.R[chunk], R, warp);
       memory.passed[chunk].arrive();
-      R.apply(update);
+      update.apply(R);
     }
+    parts(warp, [&](int m, int part) { park(R[m], part); });
   }
 
-  // Takes R through the segments behind this one.
-  __device__ __forceinline__ void pass_segments(State& R, int warp) const {
+  // By those that hold R, before all blocks: from what lies behind the segment.
+  __device__ __forceinline__ void begin(int warp) const {
     const TileTask& t = memory.task;
-    const int thread = warp % 4 * 32 + threadIdx.x % 32, first = warp / 4 % 2 * State::N;  // as TileLocal has them
+    State R[2];
+    parts(warp, [&](int m, int part) { load_state(R[m], p.d_final_state, part); });
     for (int s = t.segment.count - 1; s > t.segment.number; --s)
-      TileLocal::pass(t.local(p, TileLocal::FLOATS, s), thread, R.S, first);
+      parts(warp, [&](int m, int part) {
+        const int thread = part % 4 * 32 + threadIdx.x % 32, first = part / 4 * State::N;  // as TileLocal has them
+        TileLocal::pass(t.local(p, TileLocal::FLOATS, s), thread, R[m].S, first);
+      });
+    parts(warp, [&](int m, int part) { park(R[m], part); });
+  }
+  // After them.
+  __device__ __forceinline__ void finish(int warp) const {
+    const TileTask& t = memory.task;
+    parts(warp, [&](int, int part) {
+      parked(part).store(p.d_initial_state, t.sequence.n, t.h, t.value + row_of_part(part), t.key + key_of_part(part),
+                         p.side[0].width, p.side[1].width);
+    });
   }
 
   // The warps of chunks 0 and 1, whom those that hold S wait for, bring the state before block `block`.
   __device__ __forceinline__ void stage_state(int block, int warp) const {
     if (block == 0) return stage_initial(warp);
-    constexpr int pieces = SLICE / SavedRow::PIECE, rows = 32 / pieces, own = SLICE / SWEEP_WARPS;
+    constexpr int pieces = SLICE / SavedRow::PIECE, rows = 32 / pieces, own = SLICE / PARTS;
     const int lane = threadIdx.x % 32, d = warp * own + lane / pieces, at = lane % pieces * SavedRow::PIECE;
-    if (warp >= SWEEP_WARPS || at >= p.saved_row - memory.task.key) return;
+    if (at >= p.saved_row - memory.task.key) return;
     const T* const from = memory.states + (block - 1) * p.H * p.saved_state + d * p.saved_row + at;
 #pragma unroll
     for (int i = 0; i < own; i += rows)
       if (d + i < p.side[0].width - memory.task.value) copy_async(&memory.saved[d + i][at], from + i * p.saved_row);
   }
-  __device__ __forceinline__ void stage_initial(int warp) const {
-    if (warp >= SWEEP_WARPS) return;
+  __device__ __forceinline__ void stage_initial(int part) const {
     State S;
-    load_state(S, p.initial_state, warp);
-    S.pieces(row_of_warp(warp), key_of_warp(warp), [&](uint4 piece, int d, int at) {
+    load_state(S, p.initial_state, part);
+    S.pieces(row_of_part(part), key_of_part(part), [&](uint4 piece, int d, int at) {
       *reinterpret_cast<uint4*>(&memory.saved[d][at]) = piece;
     });
   }
-  // A warp's part of a state operand.
-  __device__ __forceinline__ void load_state(State& S, const StateOperand& x, int warp) const {
+  __device__ __forceinline__ void load_state(State& part, const StateOperand& x, int number) const {
     const TileTask& t = memory.task;
-    S.load(x, t.sequence.n, t.h, t.value + row_of_warp(warp), t.key + key_of_warp(warp), p.side[0].width, p.side[1].width);
+    part.load(x, t.sequence.n, t.h, t.value + row_of_part(number), t.key + key_of_part(number), p.side[0].width,
+              p.side[1].width);
   }
 
   // A warp's part of what a block needs.
   __device__ __forceinline__ void stage_block(int block, int warp) const {
     stage_rows(block, warp / 2, warp % 2);
     if (warp % 2 == 0) stage_gates(block, warp / 2);
-    stage_state(block, warp);
+    if (warp < PARTS) stage_state(block, warp);
     commit_copies();
   }
 
@@ -197,7 +232,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       if (thread < 2) place_side(thread);
       if (thread < CHUNKS) {
         memory.scored[thread].init(CHUNK_WARPS);
-        memory.passed[thread].init(BACKWARD_WARPS);
+        memory.passed[thread].init(2 * SWEEP_WARPS);
         memory.met[thread].init(CHUNK_WARPS);
       }
       if (p.side[0].width - memory.task.value < SLICE || p.saved_row - memory.task.key < SLICE)
@@ -206,26 +241,27 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     __syncwarp();
   }
 
-  // Step 2.
+  // Step 2, by the warps of the first and last chunk, where both states have come only when all is done; the others go on as
+  // soon as both have come to their chunk.
+  __device__ __forceinline__ static bool holds_S(int warp) { return warp < SWEEP_WARPS; }
+  __device__ __forceinline__ static bool holds_R(int warp) { return warp >= BACKWARD_WARPS - SWEEP_WARPS; }
   __device__ __forceinline__ void sweep(int warp) const {
-    if (warp < SWEEP_WARPS) return forth(warp);
-    State R = parked(warp);
-    back(R, warp);
-    park(R, warp);
+    if (holds_S(warp)) forth(warp);
+    if (holds_R(warp)) back(warp);
   }
 
   // The segment's blocks: first() .. end() - 1. Both are read where they are needed, and kept in no register.
   __device__ __forceinline__ int first() const { return memory.task.segment.start / BLOCK; }
   __device__ __forceinline__ int end() const { return (memory.task.segment.end + BLOCK - 1) / BLOCK; }
 
-  // Starts to bring the last one's operands.
+  // Starts to bring the last block's operands.
   __device__ __forceinline__ void start() const {
     const int warp = threadIdx.x / 32;
     init();
     __syncthreads();
     stage_block(end() - 1, warp);
   }
-  // Takes them all. What R's warps have parked is the gradient of the state behind them, and then before them.
+  // Takes them all. What is parked is the gradient of the state behind them, and then before them.
   __device__ __forceinline__ void run() {
     const auto warp = [] { return fresh(threadIdx.x / 32); };
     for (block = end() - 1; block >= first(); --block) {
@@ -263,21 +299,14 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   if (p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
   if (!task.segment.count) return;
   const int warp = threadIdx.x / 32;
-  const bool holds_R = warp >= SWEEP_WARPS, tokens = task.segment.end > task.segment.start;
-  typename Kernel::State R;
+  const bool holds_R = Kernel::holds_R(warp), tokens = task.segment.end > task.segment.start;
   if (tokens) kernel.start();  // reads nothing that `local` leaves
   if (holds_R) {
     if (p.local) wait_for_launch();
-    kernel.load_state(R, p.d_final_state, warp);
-    kernel.pass_segments(R, warp);
-    kernel.park(R, warp);
+    kernel.begin(warp);
   }
   if (tokens) kernel.run();
-  if (holds_R && task.segment.number == 0) {
-    R = kernel.parked(warp);
-    R.store(p.d_initial_state, task.sequence.n, task.h, task.value + Kernel::row_of_warp(warp),
-            task.key + Kernel::key_of_warp(warp), p.side[0].width, p.side[1].width);
-  }
+  if (holds_R && task.segment.number == 0) kernel.finish(warp);
 }
 
 template <class T, class G>

@@ -237,7 +237,6 @@ template <class T, class G, bool tiles>
 struct State {
   using Desk = cuda::Desk<T, G>;
   using Rows = StateRows<T, SLICE>;
-  using Update = typename Rows::Update;
   static constexpr int turns = inside_warps<T, G>;
   const ForwardArgs& p;
   const Task& task;
@@ -246,9 +245,6 @@ struct State {
 
   __device__ __forceinline__ int key() const { return tiles ? task.key : 0; }
   __device__ __forceinline__ float* local(int segment) const { return task.local(p, TileLocal::FLOATS, segment); }
-  __device__ __forceinline__ void load(Update& update, const Desk& desk) const {
-    update.load(desk.values, desk.sources, desk.all_f, desk.all_g, warp * 16, 0);
-  }
 
   // desk.y = S q_t, without the products of f.
   __device__ __forceinline__ void output(Desk& desk, const Rows& rows) const {
@@ -305,12 +301,13 @@ struct State {
         next += interval;
       }
       Desk& desk = desks[turn];
-      Update update;
+      typename Rows::Values values;
+      typename Rows::Keys keys;
       desk.full.wait(round);
-      load(update, desk);
+      values.load(desk.values, desk.all_f, warp * 16), keys.load(desk.sources, desk.all_g, 0);
       output(desk, rows);
       desk.done.arrive();
-      rows.apply(update);
+      rows.apply(values, keys);
       if (++turn == turns) turn = 0, round ^= 1;
     }
     if (segment.last()) rows.store(p.final_state, task.sequence.n, task.h, first_row, key(), p.D, p.K);

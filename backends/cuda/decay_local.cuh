@@ -116,12 +116,13 @@ struct LocalPass {
     TileLocal local;
     for (int i = 0; i < chunks(); ++i) {
       LocalDesk<T, G>& desk = memory.desk[i % LOCAL_DESKS];
-      typename StateRows<T, SLICE>::Update update;
+      typename StateRows<T, SLICE>::Values values;
+      typename StateRows<T, SLICE>::Keys keys;
       desk.full.wait(i / LOCAL_DESKS % 2);
-      update.load(desk.scaled[0], desk.scaled[1], desk.all[0], desk.all[1], warp * 16, 0);
+      values.load(desk.scaled[0], desk.all[0], warp * 16), keys.load(desk.scaled[1], desk.all[1], 0);
       desk.done.arrive();
-      state.apply(update);
-      update.multiply(local.gates);
+      state.apply(values, keys);
+      state.multiply(local.gates, values, keys);
     }
     local.put(to, warp * 32 + threadIdx.x % 32, state.S);
   }

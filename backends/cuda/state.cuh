@@ -97,48 +97,50 @@ struct StateRows {
     }
   }
 
-  // What a chunk does to the state, in registers: the shared memory is free as soon as they are loaded.
-  struct Update {
-    uint32_t left[4], right[KP / 16][4];  // [16 values][16 tokens], [16 tokens][16 keys]
+  // What a chunk does to 16 rows of the state and to its keys, in registers: the shared memory is free as soon as they are
+  // loaded. values, keys: rows of the chunk's tokens; first: the state's first row or key, a column of them.
+  struct Values {
+    uint32_t left[4];  // [16 values][16 tokens]
     float f[2];
+
+    template <int P>
+    __device__ __forceinline__ void load(const T (&values)[CHUNK][P], const float* all_f, int first) {
+      const int lane = threadIdx.x % 32;
+      load_matrices_transposed(left, shared_address(&values[lane % 8 + lane / 16 * 8][first + lane / 8 % 2 * 8]));
+      f[0] = all_f[first + lane / 4], f[1] = all_f[first + lane / 4 + 8];
+    }
+  };
+  struct Keys {
+    uint32_t right[KP / 16][4];  // [16 tokens][16 keys]
     float2 g[N];
 
-    // values, keys: rows of the chunk's tokens; first, first_key: the warp's first row and column of the state, columns of
-    // `values` and `keys`.
-    template <int P, int PK>
-    __device__ __forceinline__ void load(const T (&values)[CHUNK][P], const T (&keys)[CHUNK][PK], const float* all_f,
-                                         const float* all_g, int first, int first_key) {
+    template <int P>
+    __device__ __forceinline__ void load(const T (&keys)[CHUNK][P], const float* all_g, int first) {
       const int lane = threadIdx.x % 32;
-      const uint32_t row = shared_address(&keys[lane % 16][first_key + lane / 16 * 8]);
-      load_matrices_transposed(left, shared_address(&values[lane % 8 + lane / 16 * 8][first + lane / 8 % 2 * 8]));
+      const uint32_t row = shared_address(&keys[lane % 16][first + lane / 16 * 8]);
 #pragma unroll
       for (int i = 0; i < KP / 16; ++i) load_matrices_transposed(right[i], row + i * 16 * sizeof(T));
-      f[0] = all_f[first + lane / 4], f[1] = all_f[first + lane / 4 + 8];
 #pragma unroll
-      for (int n = 0; n < N; ++n) g[n] = *reinterpret_cast<const float2*>(&all_g[first_key + n * 8 + lane % 4 * 2]);
-    }
-    // gates *= the chunk's
-    __device__ __forceinline__ void multiply(float (&gates)[N][4]) const {
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        gates[n][0] *= f[0] * g[n].x;
-        gates[n][1] *= f[0] * g[n].y;
-        gates[n][2] *= f[1] * g[n].x;
-        gates[n][3] *= f[1] * g[n].y;
-      }
+      for (int n = 0; n < N; ++n) g[n] = *reinterpret_cast<const float2*>(&all_g[first + n * 8 + lane % 4 * 2]);
     }
   };
 
-  // S = (f (x) g) o S + values^T keys
-  __device__ __forceinline__ void apply(const Update& u) {
+  // x = (f (x) g) o x
+  __device__ __forceinline__ static void multiply(float (&x)[N][4], const Values& values, const Keys& keys) {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      S[n][0] *= u.f[0] * u.g[n].x;
-      S[n][1] *= u.f[0] * u.g[n].y;
-      S[n][2] *= u.f[1] * u.g[n].x;
-      S[n][3] *= u.f[1] * u.g[n].y;
-      multiply_add<T>(S[n], u.left, u.right[n / 2][n % 2 * 2], u.right[n / 2][n % 2 * 2 + 1]);
+      x[n][0] *= values.f[0] * keys.g[n].x;
+      x[n][1] *= values.f[0] * keys.g[n].y;
+      x[n][2] *= values.f[1] * keys.g[n].x;
+      x[n][3] *= values.f[1] * keys.g[n].y;
     }
+  }
+  // S = (f (x) g) o S + values^T keys
+  __device__ __forceinline__ void apply(const Values& values, const Keys& keys) {
+    multiply(S, values, keys);
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      multiply_add<T>(S[n], values.left, keys.right[n / 2][n % 2 * 2], keys.right[n / 2][n % 2 * 2 + 1]);
   }
 };
 
