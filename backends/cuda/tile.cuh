@@ -61,12 +61,6 @@ __device__ __forceinline__ P as_pair(uint32_t bits) {
   return *reinterpret_cast<P*>(&bits);
 }
 
-template <class E, class P>
-__device__ __forceinline__ Two<E> convert(P pair) {
-  if constexpr (std::is_same_v<P, Two<E>>) return pair;
-  else return narrow<E>(widen(pair));
-}
-
 // One of two pairs, in registers.
 template <class V>
 __device__ __forceinline__ V choose(bool first, V x, V y) {
