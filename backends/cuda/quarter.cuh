@@ -26,6 +26,7 @@ __device__ __forceinline__ uint32_t quarter_rows(const T (&rows)[CHUNK][P], int 
   return shared_address(&rows[row_of(token)][column + lane / 8 % 2 * 8]);
 }
 
+// N: bf16, so that a pair is 32 bits, or float.
 template <class N>
 struct Quarter {
   using Two = cuda::Two<N>;
