@@ -136,10 +136,8 @@ struct GateProducts {
 // logits: the gates are given by them.
 template <class T, class G, bool logits>
 struct ChunkGradients {
-  using P = typename Pair<T>::type;
   // What gradients inside a chunk are computed in: in pairs of bf16 if all operands are bf16, whose range is fp32's.
   using N = std::conditional_t<std::is_same_v<G, __nv_bfloat16> && !logits, G, float>;
-  using Two = cuda::Two<N>;
   using Desk = SideDesk<T, G>;
   BackwardMemory<T, G>& memory;
   int block = 0;  // at work
@@ -152,11 +150,11 @@ struct ChunkGradients {
   // gates.
   template <bool key_side>
   __device__ __forceinline__ void meet(int number, int column, int lane, Quarter<N> (&E)[2], Quarter<N> (&L)[2],
-                                       Two (&passing)[2]) const {
+                                       Two<N> (&passing)[2]) const {
     Desk& other = memory.desk[number ^ 1];
     const uint32_t sinks = quarter_rows(other.sinks(parity()), 0, lane);
     const uint32_t sources = quarter_rows(other.sources(parity()), 0, lane);
-    P gates[4];
+    Two<T> gates[4];
     float entering[2][2][4] = {}, leaving[2][2][4] = {}, low[2][4] = {}, high[2][4] = {};
 #pragma unroll
     for (int k = 0; k < SLICE / 16; ++k) {
@@ -175,7 +173,7 @@ struct ChunkGradients {
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const P piece = *reinterpret_cast<const P*>(&s[i]);
+          const auto piece = as_pair<Two<T>>(s[i]);
           if constexpr (std::is_same_v<T, __half>)  // gates may be wider
             s[i] = bits(narrow<T>(widen(piece) *
                                   *reinterpret_cast<const float2*>(&other.all[k * 16 + i / 2 * 8 + lane % 4 * 2])));
@@ -188,7 +186,7 @@ struct ChunkGradients {
     const int g = lane / 4, holder = g * 4 + g / 2;  // of the diagonal
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const Two both = narrow<N>(g % 2 ? float2{low[n][1], high[n][3]} : float2{low[n][0], high[n][2]});
+      const Two<N> both = narrow<N>(g % 2 ? float2{low[n][1], high[n][3]} : float2{low[n][0], high[n][2]});
       passing[n] = from_lane(both, holder);
       E[n] = Quarter<N>::of(entering[n]), L[n] = Quarter<N>::of(leaving[n]);
     }
@@ -197,20 +195,20 @@ struct ChunkGradients {
   // Into the lane's quarter: E, L, passing of the chunk become the quarter's.
   __device__ __forceinline__ static void to_quarters(const Scores<T, N>& A, int lane, const Quarter<N>& x, const Quarter<N>& z,
                                                      const Quarter<N>& a, const GateProducts<N>& by, Quarter<N>& E,
-                                                     Quarter<N>& L, Two& passing) {
+                                                     Quarter<N>& L, Two<N>& passing) {
     // from the quarter's start, to its end
     const Quarter<N> sinks{a[0] * x[0], by.low * x[1], by.low * (a[2] * x[2]), by.own * x[3]};
     const Quarter<N> sources{by.high * (a[1] * z[0]), by.high * z[1], a[3] * z[2], z[3]};
-    const auto level = [&](bool quarters, Two product, const auto& reach) {
+    const auto level = [&](bool quarters, Two<N> product, const auto& reach) {
       const bool upper = quarters ? A.odd : A.upper;
       Quarter<N> own;
-      Two met;
+      Two<N> met;
       float more[2][4] = {};
       uint32_t left[4], right[4];
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
         own[t] = reach(choose(upper, sinks[t], sources[t]));
-        const Two of = choose(upper, E[t], L[t]);
+        const Two<N> of = choose(upper, E[t], L[t]);
         met = t ? fma(own[t], of, met) : own[t] * of;
       }
       if (!quarters) met = met + exchange(met, 1);
@@ -223,19 +221,19 @@ struct ChunkGradients {
         if (upper) E[t] = fma(product, E[t], crossed[t]);
         else L[t] = fma(product, L[t], crossed[t]);
     };
-    level(false, by.across, [&](Two y) { return A.upper == A.odd ? y * by.next : y; });
-    level(true, by.next, [](Two y) { return y; });
+    level(false, by.across, [&](Two<N> y) { return A.upper == A.odd ? y * by.next : y; });
+    level(true, by.next, [](Two<N> y) { return y; });
   }
 
   // From the quarter to its tokens: x, z, a become their gradients.
-  __device__ __forceinline__ static void to_tokens(const Two (&A)[4][4], const GateProducts<N>& by, const Quarter<N>& E,
-                                                   const Quarter<N>& L, Two passing, Quarter<N>& x, Quarter<N>& z,
+  __device__ __forceinline__ static void to_tokens(const Two<N> (&A)[4][4], const GateProducts<N>& by, const Quarter<N>& E,
+                                                   const Quarter<N>& L, Two<N> passing, Quarter<N>& x, Quarter<N>& z,
                                                    Quarter<N>& a) {
-    const Two source = z[0] * a[1], sink = a[2] * (a[3] * x[3]), near_sink = a[2] * x[2];
+    const Two<N> source = z[0] * a[1], sink = a[2] * (a[3] * x[3]), near_sink = a[2] * x[2];
     // halves of the quarter
-    const Two pass[2] = {fma(by.high, passing, fma(near_sink, E[2], sink * E[3])),
+    const Two<N> pass[2] = {fma(by.high, passing, fma(near_sink, E[2], sink * E[3])),
                          fma(by.low, passing, fma(source, L[0], z[1] * L[1]))};
-    Two e[4] = {E[0], E[1]}, l[4] = {L[0], L[1], L[2], L[3]};
+    Two<N> e[4] = {E[0], E[1]}, l[4] = {L[0], L[1], L[2], L[3]};
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
       e[2 + t] = fma(by.low, E[2 + t], fma(A[2 + t][0], source, A[2 + t][1] * z[1]));
@@ -244,9 +242,9 @@ struct ChunkGradients {
     // single tokens
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
-      const Two a0 = a[i], a1 = a[i + 1], x0 = x[i], x1 = x[i + 1], z0 = z[i], z1 = z[i + 1];
-      const Two own = a1 * x1, score = A[i + 1][i], pass0 = fma(a1, pass[i / 2], own * e[i + 1]);
-      const Two pass1 = fma(a0, pass[i / 2], z0 * l[i]), e1 = fma(a0, e[i + 1], score * z0), l0 = fma(a1, l[i], score * own);
+      const Two<N> a0 = a[i], a1 = a[i + 1], x0 = x[i], x1 = x[i + 1], z0 = z[i], z1 = z[i + 1];
+      const Two<N> own = a1 * x1, score = A[i + 1][i], pass0 = fma(a1, pass[i / 2], own * e[i + 1]);
+      const Two<N> pass1 = fma(a0, pass[i / 2], z0 * l[i]), e1 = fma(a0, e[i + 1], score * z0), l0 = fma(a1, l[i], score * own);
       x[i] = fma(a0, e[i], A[i][i] * z0), x[i + 1] = fma(a1, e1, A[i + 1][i + 1] * z1);
       z[i] = fma(A[i][i], x0, l0), z[i + 1] = fma(A[i + 1][i + 1], x1, l[i + 1]);
       a[i] = fma(x0, e[i], pass0), a[i + 1] = fma(x1, e1, pass1);
@@ -290,7 +288,7 @@ struct ChunkGradients {
     const int lane = fresh(threadIdx.x % 32);
     const int first = second * HALF_SLICE;
     Quarter<N> E[2], L[2];
-    Two passing[2];
+    Two<N> passing[2];
     if (number % 2) meet<true>(number, first, lane, E, L, passing);
     else meet<false>(number, first, lane, E, L, passing);
     const Scores<T, N> A(memory.desk[number ^ 1], lane);
@@ -300,7 +298,7 @@ struct ChunkGradients {
     for (int n = 0; n < 2; ++n) refine(n, A, E[n], L[n], passing[n]);
   }
   // For the n-th 16 columns of the warp.
-  __device__ __forceinline__ void refine(int n, const Scores<T, N>& A, Quarter<N>& E, Quarter<N>& L, Two passing) const {
+  __device__ __forceinline__ void refine(int n, const Scores<T, N>& A, Quarter<N>& E, Quarter<N>& L, Two<N> passing) const {
     const int warp = fresh(threadIdx.x / 32), number = warp / 2, first = warp % 2 * HALF_SLICE + n * 16;  // kept in no register
     const bool key_side = number % 2;
     const SideArgs& s = memory.side[key_side];

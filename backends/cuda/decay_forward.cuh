@@ -64,8 +64,6 @@ inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(Seg
 // An inside warp. tiles: the head has others, of other keys, that have parts in y. logits: the gates are given by them.
 template <class T, class G, bool tiles, bool logits>
 struct Inside {
-  using P = typename Pair<T>::type;
-  using PG = typename Pair<G>::type;
   const ForwardArgs& p;
   const Task& task;
   const SegmentRows& rows;
@@ -102,8 +100,8 @@ struct Inside {
     float2 z[CHUNK];
 #pragma unroll
     for (int t = 0; t < CHUNK; ++t) {
-      z[t] = widen(*reinterpret_cast<const P*>(&desk.v[row_of(t)][2 * lane]));
-      before[t] = rows.f.width ? gate<logits>(widen(*reinterpret_cast<const PG*>(&desk.f[row_of(t)][2 * lane])))
+      z[t] = widen(*reinterpret_cast<const Two<T>*>(&desk.v[row_of(t)][2 * lane]));
+      before[t] = rows.f.width ? gate<logits>(widen(*reinterpret_cast<const Two<G>*>(&desk.f[row_of(t)][2 * lane])))
                                : float2{1.f, 1.f};
       y[t] = desk.scores[t][t] * z[t];
     }
@@ -150,7 +148,7 @@ struct Inside {
   __device__ __forceinline__ void put_values(const float2 (&z)[CHUNK], float2 all) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<P*>(&desk.values[row_of(t)][2 * lane]) = narrow<T>(z[t]);
+    for (int t = 0; t < CHUNK; ++t) *reinterpret_cast<Two<T>*>(&desk.values[row_of(t)][2 * lane]) = narrow<T>(z[t]);
     *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = all;
   }
 
@@ -180,7 +178,7 @@ struct Inside {
     const bool adds = tiles && key();
     const auto sum = [&](int t) {
       const float2 own = fma(before[t], *reinterpret_cast<const float2*>(&desk.y[t][2 * lane]), y[t]);
-      return adds ? own + widen(*reinterpret_cast<const P*>(&desk.earlier[row_of(t)][2 * lane])) : own;
+      return adds ? own + widen(*reinterpret_cast<const Two<T>*>(&desk.earlier[row_of(t)][2 * lane])) : own;
     };
     if (copied(rows.y, chunk)) {
       if (c >= p.D) return;

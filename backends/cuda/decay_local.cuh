@@ -65,21 +65,20 @@ struct LocalPass {
 
   // Sources: z times the products of a behind each token; in reverse, sinks: those up to it.
   __device__ __forceinline__ void scale(int side) const {
-    using Two = typename Pair<T>::type;
     LocalDesk<T, G>& desk = memory.desk[threadIdx.x / 32];
     const bool logits = memory.side[side].a.logits;
     const int c = 2 * (threadIdx.x % 32);
     float2 all = {1.f, 1.f}, a[CHUNK];
 #pragma unroll
-    for (int t = 0; t < CHUNK; ++t) a[t] = widen(*reinterpret_cast<const typename Pair<G>::type*>(&desk.a[side][row_of(t)][c]));
+    for (int t = 0; t < CHUNK; ++t) a[t] = widen(*reinterpret_cast<const Two<G>*>(&desk.a[side][row_of(t)][c]));
     if (logits)
 #pragma unroll
       for (int t = 0; t < CHUNK; ++t) a[t] = logistic(a[t]);
 #pragma unroll
     for (int i = 0; i < CHUNK; ++i) {
       const int t = reverse ? i : CHUNK - 1 - i;
-      const float2 z = widen(*reinterpret_cast<const Two*>(&desk.z[side][row_of(t)][c])), next = all * a[t];
-      *reinterpret_cast<Two*>(&desk.scaled[side][row_of(t)][c]) = narrow<T>(z * (reverse ? next : all));
+      const float2 z = widen(*reinterpret_cast<const Two<T>*>(&desk.z[side][row_of(t)][c])), next = all * a[t];
+      *reinterpret_cast<Two<T>*>(&desk.scaled[side][row_of(t)][c]) = narrow<T>(z * (reverse ? next : all));
       all = next;
     }
     *reinterpret_cast<float2*>(&desk.all[side][c]) = all;

@@ -7,6 +7,13 @@
 
 namespace t2fw::cuda {
 
+// One of two pairs, in registers.
+template <class V>
+__device__ __forceinline__ V choose(bool first, V x, V y) {
+  if constexpr (sizeof(V) == 8) return {first ? x.x : y.x, first ? x.y : y.y};
+  else return as_pair<V>(first ? bits(x) : bits(y));
+}
+
 // That of lane `from`; of the lane whose number differs by `lanes`, a power of two.
 template <class V>
 __device__ __forceinline__ V from_lane(V x, int from) {
@@ -29,11 +36,10 @@ __device__ __forceinline__ uint32_t quarter_rows(const T (&rows)[CHUNK][P], int 
 // N: bf16, so that a pair is 32 bits, or float.
 template <class N>
 struct Quarter {
-  using Two = cuda::Two<N>;
-  Two token[4];
+  Two<N> token[4];
 
-  __device__ __forceinline__ Two& operator[](int t) { return token[t]; }
-  __device__ __forceinline__ const Two& operator[](int t) const { return token[t]; }
+  __device__ __forceinline__ Two<N>& operator[](int t) { return token[t]; }
+  __device__ __forceinline__ const Two<N>& operator[](int t) const { return token[t]; }
 
   // As two matrix products leave it.
   __device__ __forceinline__ static Quarter of(const float (&x)[2][4]) {
@@ -48,7 +54,7 @@ struct Quarter {
   __device__ __forceinline__ void operand(uint32_t (&to)[4]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const Two x = token[i / 2 * 2], y = token[i / 2 * 2 + 1];
+      const Two<N> x = token[i / 2 * 2], y = token[i / 2 * 2 + 1];
       if constexpr (std::is_same_v<N, E>) to[i] = __byte_perm(bits(x), bits(y), i % 2 ? 0x7632 : 0x5410);
       else to[i] = bits(narrow<E>(i % 2 ? float2{x.y, y.y} : float2{x.x, y.x}));
     }
@@ -60,9 +66,9 @@ struct Quarter {
     for (int t = 0; t < 4; ++t) {
       const uint32_t first = x[t / 2 * 2], second = x[t / 2 * 2 + 1];
       if constexpr (std::is_same_v<N, E>) {
-        to[t] = as_pair<Two>(__byte_perm(first, second, t % 2 ? 0x7632 : 0x5410));
+        to[t] = as_pair<Two<N>>(__byte_perm(first, second, t % 2 ? 0x7632 : 0x5410));
       } else {
-        const float2 low = widen(as_pair<typename Pair<E>::type>(first)), high = widen(as_pair<typename Pair<E>::type>(second));
+        const float2 low = widen(as_pair<Two<E>>(first)), high = widen(as_pair<Two<E>>(second));
         to[t] = narrow<N>(t % 2 ? float2{low.y, high.y} : float2{low.x, high.x});
       }
     }

@@ -142,15 +142,13 @@ template <bool logits, class T, class G, int P, int PA>
 __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T (&in_z)[CHUNK][P], const G (&in_a)[CHUNK][PA],
                                              T (&sinks)[CHUNK][P], T (&sources)[CHUNK][P], float* all_products,
                                              float (&scores)[CHUNK][CHUNK]) {
-  using Two = typename Pair<T>::type;
-  using TwoG = typename Pair<G>::type;
   const int lane = threadIdx.x % 32, c = 2 * lane, g = lane / 4, j = lane % 4 * 2;
   float2 x[CHUNK], z[CHUNK], all[CHUNK];  // as pass_level has them
 #pragma unroll
   for (int t = 0; t < CHUNK; ++t) {
-    all[t] = gate<logits>(widen(*reinterpret_cast<const TwoG*>(&in_a[row_of(t)][c])));
-    x[t] = widen(*reinterpret_cast<const Two*>(&in_x[row_of(t)][c]));
-    z[t] = widen(*reinterpret_cast<const Two*>(&in_z[row_of(t)][c]));
+    all[t] = gate<logits>(widen(*reinterpret_cast<const Two<G>*>(&in_a[row_of(t)][c])));
+    x[t] = widen(*reinterpret_cast<const Two<T>*>(&in_x[row_of(t)][c]));
+    z[t] = widen(*reinterpret_cast<const Two<T>*>(&in_z[row_of(t)][c]));
   }
   QuarterScores<T, CHUNK> quarters;
   quarters.run(x, z, all);
@@ -167,7 +165,7 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
 #pragma unroll
     for (int t = 0; t < CHUNK; ++t) {
       const int place = l == 8 ? t ^ 8 : (t & 4 ? 0 : 8) + t / 8 * 4 + t % 4;
-      *reinterpret_cast<Two*>(&sinks[row_of(place)][c]) = narrow<T>(t & l ? x[t] : z[t]);
+      *reinterpret_cast<Two<T>*>(&sinks[row_of(place)][c]) = narrow<T>(t & l ? x[t] : z[t]);
     }
     __syncwarp();
     const float2 two = Eight::products(left, right);
@@ -178,8 +176,8 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
   __syncwarp();
 #pragma unroll
   for (int t = 0; t < CHUNK; ++t) {
-    *reinterpret_cast<Two*>(&sinks[row_of(t)][c]) = narrow<T>(x[t]);
-    *reinterpret_cast<Two*>(&sources[row_of(t)][c]) = narrow<T>(z[t]);
+    *reinterpret_cast<Two<T>*>(&sinks[row_of(t)][c]) = narrow<T>(x[t]);
+    *reinterpret_cast<Two<T>*>(&sources[row_of(t)][c]) = narrow<T>(z[t]);
   }
   *reinterpret_cast<float2*>(&all_products[c]) = all[0];
   __syncwarp();
@@ -188,14 +186,13 @@ __device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T 
 // A lane's two columns of half a chunk's tokens.
 template <class E, int P>
 struct HalfRows {
-  using Two = typename Pair<E>::type;
   E* of[2];  // seen from the half's token 0, those of tokens 0, 1, 4, 5 and of 2, 3, 6, 7: row_of
 
   __device__ __forceinline__ HalfRows(E (&rows)[CHUNK][P], bool upper) {
     const int first = upper ? CHUNK / 2 : 0, swap = upper ? 2 : 0, c = 2 * (threadIdx.x % 32);
     of[0] = &rows[first + swap][c], of[1] = &rows[first - swap][c];
   }
-  __device__ __forceinline__ Two& at(int t) const { return *reinterpret_cast<Two*>(of[t / 2 % 2] + t * P); }
+  __device__ __forceinline__ Two<E>& at(int t) const { return *reinterpret_cast<Two<E>*>(of[t / 2 % 2] + t * P); }
   __device__ __forceinline__ float2 get(int t) const { return widen(at(t)); }
   __device__ __forceinline__ void put(int t, float2 x) const { at(t) = narrow<E>(x); }
 };
@@ -214,7 +211,7 @@ struct PairScores {
   // Of token t + later, 0 or 8.
   __device__ __forceinline__ void put(int later, float2 x) const {
     const auto two = narrow<T>(x);
-    *reinterpret_cast<typename Pair<T>::type*>(row + later / 2 * pitch) = two;
+    *reinterpret_cast<Two<T>*>(row + later / 2 * pitch) = two;
     column[later / 2] = two.x, column[later / 2 + pitch] = two.y;
   }
 };
@@ -222,7 +219,6 @@ struct PairScores {
 // The same by two warps, of eight tokens each (`upper`: the later ones).
 template <class T>
 struct HalfChunk {
-  using Two = typename Pair<T>::type;
   using Eight = EightByEight<T>;
   static constexpr int HALF = CHUNK / 2;
   bool upper;
@@ -264,7 +260,7 @@ struct HalfChunk {
     for (int t = 0; t < HALF; ++t) to_sources.put(t, z[t]);
     if (upper) {
       *reinterpret_cast<float2*>(&desk.all[c]) = all[0] * other;
-      *reinterpret_cast<Two*>(&desk.gates[lane % 4][lane / 4 * 2]) = narrow<T>(all[0] * other);
+      *reinterpret_cast<Two<T>*>(&desk.gates[lane % 4][lane / 4 * 2]) = narrow<T>(all[0] * other);
     } else {
       pairs.put(HALF, Eight::products(Eight::rows(levels, true, true), sources));
     }

@@ -91,7 +91,7 @@ struct StateRows {
       const auto piece = *reinterpret_cast<const uint4*>(&rows[d + i % 2 * 8][at + i / 2 * SavedRow::GROUP]);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        const float2 two = widen(reinterpret_cast<const typename Pair<T>::type*>(&piece)[n]);
+        const float2 two = widen(reinterpret_cast<const Two<T>*>(&piece)[n]);
         S[i / 2 * 4 + n][i % 2 * 2] = two.x, S[i / 2 * 4 + n][i % 2 * 2 + 1] = two.y;
       }
     }

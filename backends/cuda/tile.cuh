@@ -32,7 +32,7 @@ __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162floa
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 
 template <class T>
-__device__ __forceinline__ typename Pair<T>::type narrow(float2 x);
+__device__ __forceinline__ Two<T> narrow(float2 x);
 template <>
 __device__ __forceinline__ __nv_bfloat162 narrow<__nv_bfloat16>(float2 x) { return __float22bfloat162_rn(x); }
 template <>
@@ -55,17 +55,11 @@ __device__ __forceinline__ uint32_t bits(P pair) {
   return *reinterpret_cast<uint32_t*>(&pair);
 }
 
+// The pair whose bits they are.
 template <class P>
 __device__ __forceinline__ P as_pair(uint32_t bits) {
   static_assert(sizeof(P) == 4);
   return *reinterpret_cast<P*>(&bits);
-}
-
-// One of two pairs, in registers.
-template <class V>
-__device__ __forceinline__ V choose(bool first, V x, V y) {
-  if constexpr (sizeof(V) == 8) return {first ? x.x : y.x, first ? x.y : y.y};
-  else return as_pair<V>(first ? bits(x) : bits(y));
 }
 
 // Four neighbouring columns as they lie in memory.
@@ -77,8 +71,7 @@ __device__ __forceinline__ float4 widen_four(Four<E> x) {
   if constexpr (sizeof(E) == 4) {
     return x;
   } else {
-    const auto pair = [](const uint32_t& two) { return widen(*reinterpret_cast<const typename Pair<E>::type*>(&two)); };
-    const float2 low = pair(x.x), high = pair(x.y);
+    const float2 low = widen(as_pair<Two<E>>(x.x)), high = widen(as_pair<Two<E>>(x.y));
     return {low.x, low.y, high.x, high.y};
   }
 }
