@@ -62,8 +62,9 @@ __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, con
   const int lane = threadIdx.x % 32, t = lane / pieces, j = lane % pieces * each;
   if (column + j >= columns) return;
   const E* from = whole_at<E>(x, c, t, column + j);
+  const int64_t step = rows * x.t;  // read once: behind a copy the compiler would read it again
 #pragma unroll
-  for (int i = 0; i < CHUNK; i += rows, from += rows * x.t)
+  for (int i = 0; i < CHUNK; i += rows, from += step)
     copy_async(i < CHUNK / 2 ? &to[t + i][j] : rows == 4 ? &to[(t + i) ^ 2][j] : &to[t + (i ^ 2)][j], from);  // row_of(t + i)
 }
 
