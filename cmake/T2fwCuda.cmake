@@ -27,7 +27,7 @@ if(NOT TARGET CUDA::cuda_driver)
   set(stub ${PROJECT_BINARY_DIR}/cuda_stub)
   file(WRITE ${stub}/stub.cpp
     "extern \"C\" {\nint cuCtxGetDevice(int*) { return 1; }\nint cuCtxPushCurrent_v2(void*) { return 1; }\n"
-    "int cuStreamGetCtx(void*, void**) { return 1; }\n}\n")
+    "int cuStreamGetCtx(void*, void**) { return 1; }\nint cuTensorMapEncodeTiled() { return 1; }\n}\n")
   execute_process(
     COMMAND ${CMAKE_CXX_COMPILER} -shared -fPIC -Wl,-soname,libcuda.so.1 ${stub}/stub.cpp -o ${stub}/libcuda.so
     COMMAND_ERROR_IS_FATAL ANY)

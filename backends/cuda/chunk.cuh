@@ -20,6 +20,7 @@ struct alignas(16) Rows {
   int64_t t, b, h;
   int width;
   bool whole;   // full width, every row on 16 bytes and a multiple of them: copied without passing registers
+  bool boxed;   // what takes boxes brings it by them (box.cuh)
   bool logits;  // of a gate: T2FW_GATE_LOGITS, even if it is absent
 };
 
@@ -68,8 +69,9 @@ __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, con
     copy_async(i < CHUNK / 2 ? &to[t + i][j] : rows == 4 ? &to[(t + i) ^ 2][j] : &to[t + (i ^ 2)][j], from);  // row_of(t + i)
 }
 
-// The same element by element, for what cannot be copied; `absent` behind the last token. written: as load_written.
-template <int W, bool written = false, class E, int P>
+// The same element by element, for what cannot be copied; `absent` behind the last token. written: as load_written. boxed: in
+// the order of the tokens, as in boxes.
+template <int W, bool written = false, bool boxed = false, class E, int P>
 __device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column,
                                                int columns, float absent) {
   if (!x.width) return;
@@ -78,7 +80,7 @@ __device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x,
     const int t = i / W, j = i % W;
     const bool there = t < c.count && column + j < columns;
     const E* const from = at<E>(x, c, t, column + j);
-    to[row_of(t)][j] = !there ? narrow<E>(absent) : written ? load_written(from) : *from;
+    to[boxed ? t : row_of(t)][j] = !there ? narrow<E>(absent) : written ? load_written(from) : *from;
   }
 }
 

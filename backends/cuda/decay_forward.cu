@@ -51,29 +51,36 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
   const Problem& p = p_;
   if (!blocks_) return;
   uint32_t* const told = static_cast<uint32_t*>(a.scratch) + local_floats_;
-  const ForwardArgs args{rows(a.v, p.data_dtype, p.D, p.D, p.v_strides),
-                         gate_rows(p, a.f, p.f, p.D, p.f_strides),
-                         rows(a.q, p.data_dtype, p.K, p.K, p.q_strides),
-                         rows(a.k, p.data_dtype, p.K, p.K, p.k_strides),
-                         gate_rows(p, a.g, p.g, p.K, p.g_strides),
-                         rows(a.y, p.data_dtype, p.D, p.D, p.y_strides),
-                         {a.initial_state, p.initial_state_strides, p.state_dtype == T2FW_FP32},
-                         {a.final_state, p.final_state_strides, p.state_dtype == T2FW_FP32},
-                         a.cu_seqlens,
-                         a.saved,
-                         saved_.narrow,
-                         local_floats_ ? static_cast<float*>(a.scratch) : nullptr,
-                         told_ ? told : nullptr,
-                         told_ ? told + 1 : nullptr,
-                         saved_.interval,
-                         p.T,
-                         p.H,
-                         cuts_.tokens,
-                         static_cast<int>(p.D),
-                         static_cast<int>(p.K),
-                         static_cast<int>(cuts_.count),
-                         static_cast<int>(cuts_.local),
-                         static_cast<int>(p.sequences)};
+  ForwardArgs args{rows(a.v, p.data_dtype, p.D, p.D, p.v_strides),
+                   gate_rows(p, a.f, p.f, p.D, p.f_strides),
+                   rows(a.q, p.data_dtype, p.K, p.K, p.q_strides),
+                   rows(a.k, p.data_dtype, p.K, p.K, p.k_strides),
+                   gate_rows(p, a.g, p.g, p.K, p.g_strides),
+                   rows(a.y, p.data_dtype, p.D, p.D, p.y_strides),
+                   {},
+                   {a.initial_state, p.initial_state_strides, p.state_dtype == T2FW_FP32},
+                   {a.final_state, p.final_state_strides, p.state_dtype == T2FW_FP32},
+                   a.cu_seqlens,
+                   a.saved,
+                   saved_.narrow,
+                   local_floats_ ? static_cast<float*>(a.scratch) : nullptr,
+                   told_ ? told : nullptr,
+                   told_ ? told + 1 : nullptr,
+                   saved_.interval,
+                   p.T,
+                   p.H,
+                   cuts_.tokens,
+                   static_cast<int>(p.D),
+                   static_cast<int>(p.K),
+                   static_cast<int>(cuts_.count),
+                   static_cast<int>(cuts_.local),
+                   static_cast<int>(p.sequences)};
+  if (!plain_) {
+    const auto box = [&](Rows& x, Box& to, t2fw_dtype dtype) { x.boxed = encode(to, p, x, dtype); };
+    box(args.v, args.boxes.v, p.data_dtype), box(args.f, args.boxes.f, p.gate_dtype);
+    box(args.q, args.boxes.q, p.data_dtype), box(args.k, args.boxes.k, p.data_dtype);
+    box(args.g, args.boxes.g, p.gate_dtype);
+  }
   const ForwardKernels use = choose(p, plain_);
   const auto how = [&](const Kernel<ForwardArgs>& kernel, int64_t blocks) {
     return config(static_cast<unsigned>(blocks), kernel.threads, kernel.memory, stream);

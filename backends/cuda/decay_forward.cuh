@@ -13,6 +13,7 @@
 
 #include <algorithm>
 
+#include "box.cuh"
 #include "decay_local.cuh"
 #include "forward.cuh"
 #include "kernels.hpp"
@@ -20,11 +21,11 @@
 
 namespace t2fw::cuda {
 
-// What a chunk is worked on in: its operands as they came, and what its warp and the state warps hand each other.
+// What a chunk is worked on in: its operands as they came, in the order of the tokens, and what its warp and the state warps
+// hand each other.
 template <class T, class G>
-struct alignas(16) Desk {
-  Gate full, done;  // the chunk is ready for the state; the state has passed through
-  T q[CHUNK][PITCH], k[CHUNK][PITCH];
+struct alignas(128) Desk {
+  T q[CHUNK][SLICE], k[CHUNK][SLICE];
   G g[CHUNK][SLICE];
   union {
     struct {
@@ -40,11 +41,15 @@ struct alignas(16) Desk {
   };
   T earlier[CHUNK][SLICE];  // y as the tile of the keys before left it
   float all_f[SLICE], all_g[SLICE];  // products over the chunk
+  Gate keys_here, values_here;       // q, k and g have come; v and f
+  Gate full, done;                   // the chunk is ready for the state; the state has passed through
 };
 
 // The operands from a segment's first token on, so that a chunk's place is {0, 0, token, count}.
 struct SegmentRows {
   Rows v, f, q, k, g, y;
+  uint32_t key_bytes, value_bytes;  // of a whole chunk, that come in boxes
+  bool keys_boxed, values_boxed;    // nothing of it comes otherwise
 
   // By one thread.
   template <class T, class G>
@@ -52,6 +57,9 @@ struct SegmentRows {
     const Place start = task.place(0, CHUNK);
     v = rows_from<T>(p.v, start), q = rows_from<T>(p.q, start), k = rows_from<T>(p.k, start), y = rows_from<T>(p.y, start);
     f = rows_from<G>(p.f, start), g = rows_from<G>(p.g, start);
+    constexpr uint32_t data = CHUNK * SLICE * sizeof(T), gate = CHUNK * SLICE * sizeof(G);
+    key_bytes = (q.boxed + k.boxed) * data + g.boxed * gate, value_bytes = v.boxed * data + f.boxed * gate;
+    keys_boxed = q.boxed && k.boxed && (g.boxed || !g.width), values_boxed = v.boxed && (f.boxed || !f.width);
   }
 };
 
@@ -72,26 +80,49 @@ struct Inside {
   __device__ __forceinline__ int key() const { return tiles ? task.key : 0; }
   __device__ __forceinline__ Place place(int first) const { return {0, 0, first, min(task.length - first, CHUNK)}; }
 
-  // Where operands lie is read ahead of all copies: behind a copy the compiler reads it again, and copy waits for copy by a way
-  // to shared memory each (8,4096,16,64,64: 169 to 165 us).
-  __device__ __forceinline__ void stage_keys(int first) const {
-    if (first < task.length) {
-      const Place c = place(first);
-      const Rows q = rows.q, k = rows.k, g = rows.g;
-      stage<SLICE>(desk.q, q, c, key(), p.K, 0.f);
-      stage<SLICE>(desk.k, k, c, key(), p.K, 0.f);
-      stage<SLICE>(desk.g, g, c, key(), p.K, absent_gate(g));
+  // An operand's place on the desk, its rows and boxes, and what stands behind its last token.
+  template <class E>
+  struct Operand {
+    E (&to)[CHUNK][SLICE];
+    const Rows& rows;
+    bool boxed;  // as in the rows, but known without a way to shared memory
+    const Box& box;
+    float absent;
+  };
+  // Starts to bring operands of a side, of a chunk of which nothing on the desk is needed any more. bytes, boxed: SegmentRows.
+  template <class... E>
+  __device__ __forceinline__ void stage(int first, int column, int columns, Gate& here, uint32_t bytes, bool boxed,
+                                        const Operand<E>&... operands) const {
+    if (first >= task.length) return;
+    const bool whole = task.length - first >= CHUNK;
+    if (!whole || !boxed) {
+      const auto bring = [&](const auto& x) {
+        if (!whole || !x.boxed)
+          stage_elements<SLICE, false, true>(x.to, x.rows, place(first), column, columns, x.absent);
+      };
+      (bring(operands), ...);
+      fence_boxes();
+      __syncwarp();
     }
-    commit_copies();
+    if (whole && threadIdx.x % 32 == 0) {
+      const BoxPlace from{column, task.begin + first, static_cast<int>(task.h), static_cast<int>(task.sequence.b)};
+      const auto bring = [&](const auto& x) {
+        if (x.boxed) bring_box(x.to, x.box, from, here);
+      };
+      here.expect(bytes);
+      (bring(operands), ...);
+    }
+    here.arrive();
+  }
+  __device__ __forceinline__ void stage_keys(int first) const {
+    stage(first, key(), p.K, desk.keys_here, rows.key_bytes, rows.keys_boxed,
+          Operand<T>{desk.q, rows.q, p.q.boxed, p.boxes.q, 0.f}, Operand<T>{desk.k, rows.k, p.k.boxed, p.boxes.k, 0.f},
+          Operand<G>{desk.g, rows.g, p.g.boxed, p.boxes.g, absent_gate(p.g)});
   }
   __device__ __forceinline__ void stage_values(int first) const {
-    if (first < task.length) {
-      const Place c = place(first);
-      const Rows v = rows.v, f = rows.f;
-      stage<SLICE>(desk.v, v, c, task.column, p.D, 0.f);
-      stage<SLICE>(desk.f, f, c, task.column, p.D, absent_gate(f));
-    }
-    commit_copies();
+    stage(first, task.column, p.D, desk.values_here, rows.value_bytes, rows.values_boxed,
+          Operand<T>{desk.v, rows.v, p.v.boxed, p.boxes.v, 0.f},
+          Operand<G>{desk.f, rows.f, p.f.boxed, p.boxes.f, absent_gate(p.f)});
   }
 
   // y from inside the chunk; before: the products of f up to each token. v times the products behind onto the desk.
@@ -100,8 +131,8 @@ struct Inside {
     float2 z[CHUNK];
 #pragma unroll
     for (int t = 0; t < CHUNK; ++t) {
-      z[t] = widen(*reinterpret_cast<const Two<T>*>(&desk.v[row_of(t)][2 * lane]));
-      before[t] = rows.f.width ? gate<logits>(widen(*reinterpret_cast<const Two<G>*>(&desk.f[row_of(t)][2 * lane])))
+      z[t] = widen(*reinterpret_cast<const Two<T>*>(&desk.v[t][2 * lane]));
+      before[t] = rows.f.width ? gate<logits>(widen(*reinterpret_cast<const Two<G>*>(&desk.f[t][2 * lane])))
                                : float2{1.f, 1.f};
       y[t] = desk.scores[t][t] * z[t];
     }
@@ -156,7 +187,7 @@ struct Inside {
   __device__ __forceinline__ void stage_earlier(int first, uint32_t chunks) const {
     const int slices = (p.D + SLICE - 1) / SLICE;
     wait_for(told(slices * p.segments), chunks);
-    stage<SLICE, true>(desk.earlier, rows.y, place(first), task.column, p.D, 0.f);
+    cuda::stage<SLICE, true>(desk.earlier, rows.y, place(first), task.column, p.D, 0.f);
     commit_copies();
   }
   // Where this warp of the thread block `back` before this one tells how many chunks it has done.
@@ -199,23 +230,25 @@ struct Inside {
     if (p.K - key() < SLICE || !rows.g.width) {
       fill<SLICE>(desk.q, 0.f), fill<SLICE>(desk.k, 0.f), fill<SLICE>(desk.g, absent_gate(rows.g));
     }
+    fence_boxes();
     __syncwarp();
     stage_keys(warp * CHUNK);
     stage_values(warp * CHUNK);
     uint32_t chunks = 0;  // done by this warp
     for (int first = warp * CHUNK; first < task.length; first += stride) {
       float2 y[CHUNK], before[CHUNK];
-      wait_copies<1>();
+      desk.keys_here.wait(chunks % 2);
       gated_scores<logits>(desk.q, desk.k, desk.g, desk.sinks, desk.sources, desk.all_g, desk.scores);
       __syncwarp();
-      wait_copies<0>();
+      desk.values_here.wait(chunks % 2);
       values(y, before);
       desk.full.arrive();  // what follows takes time that the state needs
       if (tiles && chunks) tell_done(chunks);  // of the chunk before: its stores have had time to arrive
       if (tiles && key()) stage_earlier(first, chunks + 1);
       stage_keys(first + stride);
       desk.done.wait(chunks++ % 2);
-      if (tiles) wait_copies<1>();  // all but the keys, which were asked for last
+      fence_boxes();  // v and f come to where the state warps have written; here it waits for no store to global memory
+      if (tiles) wait_copies<0>();
       store_output(first, y, before);
       __syncwarp();
       stage_values(first + stride);
@@ -315,14 +348,14 @@ struct State {
 template <class T, class G, bool tiles, bool logits>
 __global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
     decay_forward_kernel(const __grid_constant__ ForwardArgs p) {
-  extern __shared__ __align__(16) char memory[];
+  extern __shared__ __align__(128) char memory[];
   constexpr int inside = inside_warps<T, G>;
   auto* const desks = reinterpret_cast<Desk<T, G>*>(memory);
   __shared__ int number;
   if (tiles && threadIdx.x == 0) number = started(p.started);
   if (tiles) __syncthreads();
   const Task task = Task::of<true>(p, tiles ? number : blockIdx.x, SLICE, SLICE);
-  const int warp = threadIdx.x / 32;
+  const int warp = warp_number();
   if (p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
   if (!task.segment.count) return;
   __shared__ SegmentRows rows;
@@ -330,6 +363,8 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
   if (threadIdx.x < inside) {
     desks[threadIdx.x].full.init(1);
     desks[threadIdx.x].done.init(STATE_WARPS);
+    desks[threadIdx.x].keys_here.init(1);
+    desks[threadIdx.x].values_here.init(1);
   }
   __syncthreads();
   if (warp < inside) {

@@ -10,6 +10,9 @@ namespace t2fw::cuda {
 
 struct ForwardArgs {
   Rows v, f, q, k, g, y;
+  struct {
+    Box v, f, q, k, g;
+  } boxes;  // of those that are `boxed`, for the kernels on tensor cores
   StateOperand initial_state, final_state;
   const int64_t* cu_seqlens;
   void* checkpoints;   // `Saved` by forward, or NULL

@@ -36,13 +36,29 @@ Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, co
   const int64_t each = 16 / static_cast<int64_t>(bytes_of(dtype));
   const bool aligned = s.b % each == 0 && s.t % each == 0 && s.h % each == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
   return {data, s.t, s.b, s.h, data ? static_cast<int>(width) : 0, data && width == columns && width % each == 0 && aligned,
-          false};
+          false, false};
 }
 
 Rows gate_rows(const Problem& p, const void* data, t2fw_gate gate, int64_t columns, const t2fw_token_strides& s) {
   Rows x = rows(data, p.gate_dtype, gate_width(gate, columns), columns, s);
   x.logits = has_logits(p);
   return x;
+}
+
+bool encode(Box& box, const Problem& p, const Rows& x, t2fw_dtype dtype) {
+  const bool forward = std::min({x.t, x.h, x.b}) >= 0, empty = !p.T || !p.H || !p.B;
+  const int64_t each = static_cast<int64_t>(bytes_of(dtype));
+  if (!x.whole || !forward || empty || std::max({x.t, x.h, x.b}) >= (int64_t{1} << 40) / each) return false;
+  const auto size = [](int64_t n) { return static_cast<cuuint64_t>(n); };
+  const CUtensorMapDataType type = dtype == T2FW_FP32   ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                                   : dtype == T2FW_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                        : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const cuuint64_t sizes[4] = {size(x.width), size(p.T), size(p.H), size(p.B)};
+  const cuuint64_t strides[3] = {size(x.t * each), size(x.h * each), size(x.b * each)};
+  const cuuint32_t counts[4] = {SLICE, CHUNK, 1, 1}, steps[4] = {1, 1, 1, 1};
+  return cuTensorMapEncodeTiled(&box, type, 4, const_cast<void*>(x.data), sizes, strides, counts, steps,
+                                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 int multiprocessors(const Problem& p) {

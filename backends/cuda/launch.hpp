@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "box.cuh"
 #include "chunk.cuh"
 #include "kernels.hpp"
 
@@ -57,6 +58,10 @@ auto by_types(const Problem& p, const Choose& choose) {
 Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, const t2fw_token_strides& s);
 // Of a gate or its gradient.
 Rows gate_rows(const Problem& p, const void* data, t2fw_gate gate, int64_t columns, const t2fw_token_strides& s);
+
+// What brings 64 columns of a chunk of the operand. False: nothing does, as the operand is not `whole`, is empty, or has a stride
+// that is negative or 2^40 bytes or more.
+bool encode(Box& box, const Problem& p, const Rows& x, t2fw_dtype dtype);
 
 // The tokens of a sequence cut into `count` segments of `tokens` each, the last one perhaps shorter, where that lets a GPU
 // that has room for `slots` at once be done sooner. The host does not know packed sequences' lengths: `tokens` is what the

@@ -135,20 +135,20 @@ struct EightByEight {
   }
 };
 
-// By a warp: scores[t][s] = sum over 64 columns of x_t (a_{s+1} .. a_t) z_s for s <= t; sinks = x times the products of a up
-// to each token, sources = z times those behind it, all = the products over the chunk. sinks first holds two levels: eight
-// tokens as sinks, then eight as sources.
-template <bool logits, class T, class G, int P, int PA>
-__device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][P], const T (&in_z)[CHUNK][P], const G (&in_a)[CHUNK][PA],
-                                             T (&sinks)[CHUNK][P], T (&sources)[CHUNK][P], float* all_products,
-                                             float (&scores)[CHUNK][CHUNK]) {
+// By a warp, from rows in the order of the tokens: scores[t][s] = sum over 64 columns of x_t (a_{s+1} .. a_t) z_s for s <= t;
+// sinks = x times the products of a up to each token, sources = z times those behind it, all = the products over the chunk.
+// sinks first holds two levels: eight tokens as sinks, then eight as sources.
+template <bool logits, class T, class G, int P>
+__device__ __forceinline__ void gated_scores(const T (&in_x)[CHUNK][SLICE], const T (&in_z)[CHUNK][SLICE],
+                                             const G (&in_a)[CHUNK][SLICE], T (&sinks)[CHUNK][P], T (&sources)[CHUNK][P],
+                                             float* all_products, float (&scores)[CHUNK][CHUNK]) {
   const int lane = threadIdx.x % 32, c = 2 * lane, g = lane / 4, j = lane % 4 * 2;
   float2 x[CHUNK], z[CHUNK], all[CHUNK];  // as pass_level has them
 #pragma unroll
   for (int t = 0; t < CHUNK; ++t) {
-    all[t] = gate<logits>(widen(*reinterpret_cast<const Two<G>*>(&in_a[row_of(t)][c])));
-    x[t] = widen(*reinterpret_cast<const Two<T>*>(&in_x[row_of(t)][c]));
-    z[t] = widen(*reinterpret_cast<const Two<T>*>(&in_z[row_of(t)][c]));
+    all[t] = gate<logits>(widen(*reinterpret_cast<const Two<G>*>(&in_a[t][c])));
+    x[t] = widen(*reinterpret_cast<const Two<T>*>(&in_x[t][c]));
+    z[t] = widen(*reinterpret_cast<const Two<T>*>(&in_z[t][c]));
   }
   QuarterScores<T, CHUNK> quarters;
   quarters.run(x, z, all);

@@ -213,6 +213,9 @@ __device__ __forceinline__ float round_to_tf32(float x) {
   return __uint_as_float(rounded);
 }
 
+// The warp's number in its block. The compiler knows that all lanes have the same, and keeps what follows from it once a warp.
+__device__ __forceinline__ int warp_number() { return __shfl_sync(~0u, threadIdx.x / 32, 0); }
+
 // 16 bytes from global to shared memory without passing registers.
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
@@ -275,6 +278,14 @@ struct Gate {
 
   __device__ __forceinline__ void init(int warps) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(EACH * warps) : "memory");
+  }
+  // By one lane of a warp that then arrives: it opens no sooner than so many bytes have come in boxes (box.cuh).
+  __device__ __forceinline__ void expect(uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(bytes) : "memory");
+#else
+    __trap();
+#endif
   }
   // By a whole warp; what it wrote before is seen by those who wait.
   __device__ __forceinline__ void arrive() {
