@@ -26,8 +26,9 @@ if(NOT TARGET CUDA::cuda_driver)
   # looks for libcuda.so.1, which is the real one or none. It is never installed.
   set(stub ${PROJECT_BINARY_DIR}/cuda_stub)
   file(WRITE ${stub}/stub.cpp
-    "extern \"C\" {\nint cuCtxGetDevice(int*) { return 1; }\nint cuCtxPushCurrent_v2(void*) { return 1; }\n"
-    "int cuStreamGetCtx(void*, void**) { return 1; }\nint cuTensorMapEncodeTiled() { return 1; }\n}\n")
+    "extern \"C\" {\nint cuCtxGetCurrent() { return 1; }\nint cuCtxGetDevice(int*) { return 1; }\n"
+    "int cuCtxPushCurrent_v2(void*) { return 1; }\nint cuStreamGetCtx(void*, void**) { return 1; }\n"
+    "int cuTensorMapEncodeTiled() { return 1; }\n}\n")
   execute_process(
     COMMAND ${CMAKE_CXX_COMPILER} -shared -fPIC -Wl,-soname,libcuda.so.1 ${stub}/stub.cpp -o ${stub}/libcuda.so
     COMMAND_ERROR_IS_FATAL ANY)

@@ -1,5 +1,5 @@
-// Boxes: 64 columns of a chunk's tokens that the tensor memory accelerator brings from an operand to shared memory, asked for by
-// one thread. They spare a warp its copies of 16 bytes a lane, and the shared memory their way there.
+// Boxes: 64 columns of a chunk's tokens that the tensor memory accelerator brings from an operand to shared memory, asked for
+// by one thread. They spare a warp its copies of 16 bytes a lane, and the shared memory their way there.
 #pragma once
 
 #include <cuda.h>

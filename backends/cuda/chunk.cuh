@@ -10,8 +10,8 @@ inline constexpr int CHUNK = 16;
 inline constexpr int SLICE = 64;         // columns of a side that a thread block takes of the state
 inline constexpr int PITCH = SLICE + 8;  // of a row of 64 columns in shared memory: eight rows meet no bank twice
 
-// The row of a chunk's token in shared memory: eight consecutive tokens, and two of each quarter of the chunk, lie on
-// different banks.
+// The row of a chunk's token in shared memory, but for boxes (box.cuh): eight consecutive tokens, and two of each quarter of
+// the chunk, lie on different banks.
 __device__ constexpr int row_of(int token) { return token < CHUNK / 2 ? token : token ^ 2; }
 
 // An operand over tokens, strides in elements. width 0: absent; 1 beside a wider side: one value for all columns.

@@ -1,5 +1,6 @@
 #include "cuda_backend.hpp"
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <optional>
@@ -10,13 +11,16 @@
 namespace t2fw {
 namespace {
 
-// Makes the plan's GPU the thread's own for as long as it lives.
+// Makes the plan's GPU the thread's own for as long as it lives. A thread that has not yet used CUDA gets a context, without
+// which the driver encodes no boxes (launch.hpp).
 class OnDevice {
  public:
   explicit OnDevice(int device) {
+    CUcontext context = nullptr;
     cudaGetDevice(&before_);
-    if (device != before_) cudaSetDevice(device);
-    else before_ = -1;
+    cuCtxGetCurrent(&context);
+    if (device != before_ || !context) cudaSetDevice(device);
+    if (device == before_) before_ = -1;
   }
   ~OnDevice() {
     if (before_ >= 0) cudaSetDevice(before_);

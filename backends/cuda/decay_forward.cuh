@@ -64,8 +64,8 @@ struct SegmentRows {
 };
 
 // Chunks under way at once: two warps a scheduler beside its state warp, with up to 168 registers a thread, if an SM's
-// memory has room for their desks. Three had the room for 16-bit gates, but with 128 registers they were slower (203 for
-// 180 us at 8,4096,16,64,64).
+// memory has room for their desks. Three had the room for 16-bit gates, but with 128 registers they were slower: warps of a
+// scheduler that are at different places of so long a loop wait for each other's instructions (bench/RESULTS.md).
 template <class T, class G>
 inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(SegmentRows)) / sizeof(Desk<T, G>));
 
@@ -227,10 +227,8 @@ struct Inside {
 
   __device__ __forceinline__ void run(int warp) const {
     constexpr int stride = inside_warps<T, G> * CHUNK;
-    if (p.K - key() < SLICE || !rows.g.width) {
-      fill<SLICE>(desk.q, 0.f), fill<SLICE>(desk.k, 0.f), fill<SLICE>(desk.g, absent_gate(rows.g));
-    }
-    fence_boxes();
+    if (!rows.g.width) fill<SLICE>(desk.g, absent_gate(rows.g));  // nothing is brought there
+    fence_boxes();  // the barriers, too, are ready for boxes
     __syncwarp();
     stage_keys(warp * CHUNK);
     stage_values(warp * CHUNK);
@@ -376,7 +374,7 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
 
 template <class T, class G>
 __global__ void __launch_bounds__(LOCAL_THREADS, 1) decay_forward_local_kernel(const __grid_constant__ ForwardArgs p) {
-  extern __shared__ __align__(16) char memory[];
+  extern __shared__ __align__(128) char memory[];
   auto& local = *reinterpret_cast<LocalMemory<T, G>*>(memory);
   const Task task = Task::of<false>(p, blockIdx.x, SLICE, SLICE);
   let_next_start();

@@ -54,7 +54,7 @@ struct LocalPass {
   }
   __device__ __forceinline__ void stage_side(int side, int i) const {
     if (i < chunks()) {
-      const LocalSide s = memory.side[side];  // ahead of all copies (decay_forward.cuh)
+      const LocalSide s = memory.side[side];  // ahead of all copies: behind one the compiler would read it again
       LocalDesk<T, G>& desk = memory.desk[threadIdx.x / 32];
       const Place c = place(i);
       stage<SLICE>(desk.z[side], s.z, c, s.column, s.columns, 0.f);

@@ -46,17 +46,20 @@ Rows gate_rows(const Problem& p, const void* data, t2fw_gate gate, int64_t colum
 }
 
 bool encode(Box& box, const Problem& p, const Rows& x, t2fw_dtype dtype) {
-  const bool forward = std::min({x.t, x.h, x.b}) >= 0, empty = !p.T || !p.H || !p.B;
-  const int64_t each = static_cast<int64_t>(bytes_of(dtype));
-  if (!x.whole || !forward || empty || std::max({x.t, x.h, x.b}) >= (int64_t{1} << 40) / each) return false;
-  const auto size = [](int64_t n) { return static_cast<cuuint64_t>(n); };
+  const int64_t each = static_cast<int64_t>(bytes_of(dtype)), numbers[3] = {p.T, p.H, p.B}, steps[3] = {x.t, x.h, x.b};
+  cuuint64_t sizes[4] = {static_cast<cuuint64_t>(x.width)}, strides[3] = {};
+  for (int i = 0; i < 3; ++i) {
+    if (!x.whole || numbers[i] == 0) return false;
+    sizes[i + 1] = static_cast<cuuint64_t>(numbers[i]);
+    if (numbers[i] == 1) continue;  // its stride means nothing
+    if (steps[i] < 0 || steps[i] >= (int64_t{1} << 40) / each) return false;
+    strides[i] = static_cast<cuuint64_t>(steps[i] * each);
+  }
   const CUtensorMapDataType type = dtype == T2FW_FP32   ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
                                    : dtype == T2FW_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                         : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const cuuint64_t sizes[4] = {size(x.width), size(p.T), size(p.H), size(p.B)};
-  const cuuint64_t strides[3] = {size(x.t * each), size(x.h * each), size(x.b * each)};
-  const cuuint32_t counts[4] = {SLICE, CHUNK, 1, 1}, steps[4] = {1, 1, 1, 1};
-  return cuTensorMapEncodeTiled(&box, type, 4, const_cast<void*>(x.data), sizes, strides, counts, steps,
+  const cuuint32_t columns_tokens[4] = {SLICE, CHUNK, 1, 1}, all[4] = {1, 1, 1, 1};
+  return cuTensorMapEncodeTiled(&box, type, 4, const_cast<void*>(x.data), sizes, strides, columns_tokens, all,
                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }

@@ -282,7 +282,8 @@ struct Gate {
   // By one lane of a warp that then arrives: it opens no sooner than so many bytes have come in boxes (box.cuh).
   __device__ __forceinline__ void expect(uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(bytes) : "memory");
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;"
+                 ::"r"(shared_address(&state)), "r"(bytes) : "memory");
 #else
     __trap();
 #endif
