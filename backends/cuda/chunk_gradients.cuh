@@ -232,7 +232,7 @@ struct ChunkGradients {
     const Two<N> source = z[0] * a[1], sink = a[2] * (a[3] * x[3]), near_sink = a[2] * x[2];
     // halves of the quarter
     const Two<N> pass[2] = {fma(by.high, passing, fma(near_sink, E[2], sink * E[3])),
-                         fma(by.low, passing, fma(source, L[0], z[1] * L[1]))};
+                            fma(by.low, passing, fma(source, L[0], z[1] * L[1]))};
     Two<N> e[4] = {E[0], E[1]}, l[4] = {L[0], L[1], L[2], L[3]};
 #pragma unroll
     for (int t = 0; t < 2; ++t) {

@@ -41,8 +41,8 @@ struct alignas(128) Desk {
   };
   T earlier[CHUNK][SLICE];  // y as the tile of the keys before left it
   float all_f[SLICE], all_g[SLICE];  // products over the chunk
-  Gate keys_here, values_here;       // q, k and g have come; v and f
-  Gate full, done;                   // the chunk is ready for the state; the state has passed through
+  Gate keys_here, values_here;  // q, k and g have come; v and f
+  Gate full, done;              // the chunk is ready for the state; the state has passed through
 };
 
 // The operands from a segment's first token on, so that a chunk's place is {0, 0, token, count}.
