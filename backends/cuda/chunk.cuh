@@ -55,19 +55,53 @@ __device__ __forceinline__ Rows rows_from(Rows x, const Place& start) {
 // Whether the chunk of an operand can be brought by stage_rows.
 __device__ __forceinline__ bool copied(const Rows& x, const Place& c) { return x.whole && c.count == CHUNK; }
 
+// How a warp copies a chunk's rows of W columns, 16 bytes a lane at a time: this lane begins at token t, column j.
+template <int W, class E>
+struct Copies {
+  static constexpr int each = 16 / sizeof(E), pieces = W / each, rows = 32 / pieces;
+  static_assert(rows == 2 || rows == 4);
+  const int t = threadIdx.x % 32 / pieces, j = threadIdx.x % 32 % pieces * each;
+
+  // from: what lies there; step: elements from a token to the next.
+  template <int P>
+  __device__ __forceinline__ void start(E (&to)[CHUNK][P], const E* from, int64_t step) const {
+    step *= rows;  // read once: behind a copy the compiler would read it again
+#pragma unroll
+    for (int i = 0; i < CHUNK; i += rows, from += step)
+      copy_async(i < CHUNK / 2 ? &to[t + i][j] : rows == 4 ? &to[(t + i) ^ 2][j] : &to[t + (i ^ 2)][j], from);  // row_of(t + i)
+  }
+};
+
 // A warp starts to copy a chunk's rows, columns column .. of `columns` as far as W reaches. What lies behind stays.
 template <int W, class E, int P>
 __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns) {
-  constexpr int each = 16 / sizeof(E), pieces = W / each, rows = 32 / pieces;
-  static_assert(rows == 2 || rows == 4);
-  const int lane = threadIdx.x % 32, t = lane / pieces, j = lane % pieces * each;
-  if (column + j >= columns) return;
-  const E* from = whole_at<E>(x, c, t, column + j);
-  const int64_t step = rows * x.t;  // read once: behind a copy the compiler would read it again
-#pragma unroll
-  for (int i = 0; i < CHUNK; i += rows, from += step)
-    copy_async(i < CHUNK / 2 ? &to[t + i][j] : rows == 4 ? &to[(t + i) ^ 2][j] : &to[t + (i ^ 2)][j], from);  // row_of(t + i)
+  const Copies<W, E> copies;
+  if (column + copies.j < columns) copies.start(to, whole_at<E>(x, c, copies.t, column + copies.j), x.t);
 }
+
+// The usual operand of a tile: rows of 64 columns on 16 bytes that are less than 2^31 elements apart.
+struct alignas(16) TileRows {
+  const void* data;  // the tile's first column of a head's first token
+  uint32_t step;     // elements from a token to the next
+  uint32_t usual;    // it is one
+
+  // x: from the head's first token on; column, columns: the tile's first, and of the head.
+  template <class E>
+  __device__ __forceinline__ static TileRows of(const Rows& x, int column, int columns) {
+    const bool usual = x.whole && columns - column >= SLICE && x.t >= 0 && x.t < int64_t{1} << 31;
+    return {static_cast<const E*>(x.data) + column, static_cast<uint32_t>(x.t), usual};
+  }
+  template <class E>
+  __device__ __forceinline__ const E* at(uint32_t token, uint32_t column) const {
+    return static_cast<const E*>(data) + column + uint64_t{token} * step;
+  }
+  // A warp starts to copy its rows of a chunk.
+  template <class E, int P>
+  __device__ __forceinline__ void stage(E (&to)[CHUNK][P], uint32_t first) const {
+    const Copies<SLICE, E> copies;
+    copies.start(to, at<E>(first + copies.t, copies.j), step);
+  }
+};
 
 // The same element by element, for what cannot be copied; `absent` behind the last token. written: as load_written. boxed: in
 // the order of the tokens, as in boxes.

@@ -62,12 +62,17 @@ struct BackwardMemory {
   const T* states;             // of the head, this tile's part of them: before its second block ..
   uint32_t* written;           // by each warp: how many blocks' gradients
   int apart;                   // from that of a tile to that of the next
+  int first, end;              // the segment's blocks: first .. end - 1
   SideArgs side[2];            // from the head's first token on: a place is {0, 0, token, count}
+  struct {
+    TileRows z, a, x, d_z, d_a, d_x;
+    bool usual;  // all gradients are
+  } tile[2];                   // the same of this tile
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
   // [value][key]: entering a chunk, and the gradient leaving it. For a while what coming_gates says has S's place.
   T S[CHUNKS][SLICE][PITCH], R[CHUNKS][SLICE][PITCH];
   T saved[SLICE][PITCH];                               // rows (SavedRow) of the state that enters the block
-  float gradient[PARTS][SLICE / 4][32];  // R, while those that carry it do something else
+  float4 gradient[PARTS][HALF_SLICE / 8][32];  // R, while those that carry it do something else
 
   // Where a desk's gates of a block of this parity are brought.
   __device__ __forceinline__ auto& coming_gates(int number, int parity) {
@@ -332,11 +337,10 @@ struct ChunkGradients {
 #pragma unroll
       for (int i = 0; i < count; ++i) line[i] = *reinterpret_cast<const uint4*>(&rows[row_of(t + i * together)][first + j]);
     }
-    // adds: to what is there.
-    __device__ __forceinline__ void write(const Rows& to, const Place& c, int column, int columns, bool adds) const {
-      if (column + j >= columns) return;
-      const E* at_t = whole_at<E>(to, c, t, column + j);
-      const int64_t step = together * to.t;
+    // first: the chunk's first token, this warp's first column; adds: to what is there.
+    __device__ __forceinline__ void write(const TileRows& to, uint32_t token, uint32_t first, bool adds) const {
+      const E* at_t = to.template at<E>(token + t, first + j);
+      const uint64_t step = uint64_t{to.step} * together;
 #pragma unroll
       for (int i = 0; i < count; ++i, at_t += step)
         if (adds) add_line<E>(at_t, line[i]);
@@ -370,13 +374,14 @@ struct ChunkGradients {
     const int tile = key * values + value, back = sums ? tile > 0 : !adds ? 0 : key_side ? 1 : values;
     const int warp = fresh(threadIdx.x / 32), first = second * HALF_SLICE, column = first_column(key_side) + first;
     if (back) wait_for(memory.written - back * memory.apart + warp, blocks);
-    if (copied(s.d_z, c) && (!full || copied(s.d_a, c)) && (!key_side || copied(s.d_x, c))) {  // the usual case
+    const auto& tile_rows = memory.tile[key_side];
+    if (tile_rows.usual && memory.task.sequence.length - c.first >= CHUNK) {  // ptxas 13.0 takes the opposite of a count
       Lines<T> x, z;
       Lines<G> a;
       x.read(desk.x(parity()), first), z.read(desk.z(parity()), first), a.read(desk.a(parity()), first);
-      if (key_side) x.write(s.d_x, c, column, s.width, adds);
-      z.write(s.d_z, c, column, s.width, adds);
-      if (full) a.write(s.d_a, c, column, s.width, adds);
+      if (key_side) x.write(tile_rows.d_x, c.first, first, adds);
+      z.write(tile_rows.d_z, c.first, first, adds);
+      if (full) a.write(tile_rows.d_a, c.first, first, adds);
     } else {
       if (key_side) write_elements(s.d_x, c, desk.x(parity()), first, column, s.width, adds);
       write_elements(s.d_z, c, desk.z(parity()), first, column, s.width, adds);

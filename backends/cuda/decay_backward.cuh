@@ -42,25 +42,38 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     const Place start{task.sequence.b, task.h, task.sequence.begin, 0};
     for (Rows* x : {&s.z, &s.x, &s.d_z, &s.d_x}) *x = rows_from<T>(*x, start);
     for (Rows* x : {&s.a, &s.d_a}) *x = rows_from<G>(*x, start);
+    auto& tile = memory.tile[number];
+    const int column = number ? task.key : task.value;
+    const auto rows = [&]<class E>(const Rows& x) { return TileRows::of<E>(x, column, s.width); };
+    tile = {rows.template operator()<T>(s.z),   rows.template operator()<G>(s.a),   rows.template operator()<T>(s.x),
+            rows.template operator()<T>(s.d_z), rows.template operator()<G>(s.d_a), rows.template operator()<T>(s.d_x), false};
+    tile.usual = tile.d_z.usual && (s.d_a.width != s.width || tile.d_a.usual) && (!number || tile.d_x.usual);
     if (number) return;
+    memory.first = task.segment.start / BLOCK, memory.end = (task.segment.end + BLOCK - 1) / BLOCK;
     memory.written = p.written + int64_t{task.block} * BACKWARD_WARPS;
     memory.apart = p.segments * BACKWARD_WARPS;
     memory.states = static_cast<const T*>(p.checkpoints) + (task.sequence.checkpoint * p.H + task.h) * p.saved_state +
                     task.value * p.saved_row + task.key;
   }
 
-  // A block's x or (sources) z of a desk, and its gates. By one warp, when none needs what is there.
-  __device__ __forceinline__ void stage_rows(int block, int number, bool sources) const {
+  // A chunk's rows of an operand, `usual` or not. last: the sequence may end in this block.
+  template <class E, int P>
+  __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const TileRows& usual, const Rows& rows, int block, int number,
+                                             bool last, float absent) const {
+    const TileRows x = usual;
+    if (!last && x.usual) x.stage(to, block * BLOCK + number / 2 * CHUNK);
+    else stage<SLICE>(to, rows, place(block, number), this->first_column(number % 2), memory.side[number % 2].width, absent);
+  }
+  // A block's z (sources), or x and the gates, of a desk. By one warp, when none needs what is there.
+  __device__ __forceinline__ void stage_desk(int block, int number, bool sources, bool last) const {
     const SideArgs& s = memory.side[number % 2];
+    const auto& tile = memory.tile[number % 2];
     Desk& desk = memory.desk[number];
     const int to = block & 1;
-    stage<SLICE>(sources ? desk.z(to) : desk.x(to), sources ? s.z : s.x, place(block, number), this->first_column(number % 2),
-                 s.width, 0.f);
-  }
-  __device__ __forceinline__ void stage_gates(int block, int number) const {
-    const SideArgs& s = memory.side[number % 2];
-    auto& a = memory.coming_gates(number, block & 1);
-    stage<SLICE>(a, s.a, place(block, number), this->first_column(number % 2), s.width, absent_gate(s.a));
+    stage_rows(sources ? desk.z(to) : desk.x(to), sources ? tile.z : tile.x, sources ? s.z : s.x, block, number, last, 0.f);
+    if (sources) return;
+    auto& a = memory.coming_gates(number, to);
+    stage_rows(a, tile.a, s.a, block, number, last, absent_gate(s.a));
     if (logits && Desk::GATE_PLACES == 2 && !s.a.width) fill<SLICE>(a, absent_gate(s.a));  // step 3 leaves something else
   }
 
@@ -102,63 +115,78 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   // A part of R, kept while its warp does something else.
   __device__ __forceinline__ void park(const State& R, int part) const {
 #pragma unroll
-    for (int i = 0; i < State::N * 4; ++i) memory.gradient[part][i][threadIdx.x % 32] = R.S[i / 4][i % 4];
+    for (int n = 0; n < State::N; ++n)
+      memory.gradient[part][n][threadIdx.x % 32] = {R.S[n][0], R.S[n][1], R.S[n][2], R.S[n][3]};
   }
   __device__ __forceinline__ State parked(int part) const {
     State R;
 #pragma unroll
-    for (int i = 0; i < State::N * 4; ++i) R.S[i / 4][i % 4] = memory.gradient[part][i][threadIdx.x % 32];
+    for (int n = 0; n < State::N; ++n) {
+      const float4 own = memory.gradient[part][n][threadIdx.x % 32];
+      R.S[n][0] = own.x, R.S[n][1] = own.y, R.S[n][2] = own.z, R.S[n][3] = own.w;
+    }
     return R;
   }
 
-  // For one of a chunk's gates to open.
-  __device__ __forceinline__ void wait(Gate& gate) const { gate.wait((end() - 1 - fresh(block)) & 1); }
+  // For one of a chunk's gates to open; round: of this block.
+  __device__ __forceinline__ uint32_t round() const { return (memory.end - 1 - fresh(block)) & 1; }
+  __device__ __forceinline__ void wait(Gate& gate) const { gate.wait(round()); }
 
-  // What a chunk does to the parts of a warp; values_of, keys_of: sinks or sources of both sides.
+  // What a chunk does to the parts of a warp.
   struct Update {
     typename State::Values values[2];
     typename State::Keys keys;
 
-    using Columns = typename Desk::Columns;
-    __device__ __forceinline__ Update(const Desk& value, const Columns& values_of, const Desk& key, const Columns& keys_of,
-                                      int warp) {
+    // sinks: of both sides, else sources.
+    __device__ __forceinline__ void load(BackwardMemory<T, G>& memory, int chunk, bool sinks, int parity, int warp) {
+      Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
+      const auto& values_of = sinks ? value.sinks(parity) : value.sources(parity);
       parts(warp, [&](int m, int part) { values[m].load(values_of, value.all, row_of_part(part)); });
-      keys.load(keys_of, key.all, key_of_part(warp % 4 * 2));
+      keys.load(sinks ? key.sinks(parity) : key.sources(parity), key.all, key_of_part(warp % 4 * 2));
     }
     __device__ __forceinline__ void apply(State (&to)[2]) const {
       to[0].apply(values[0], keys), to[1].apply(values[1], keys);
     }
   };
 
-  // Step 2 by the warps that hold S: through the chunks of a block.
+  // Step 2 by the warps that hold S: through the chunks of a block. What a chunk does to it is loaded while the one before it is
+  // passed.
   __device__ __forceinline__ void forth(int warp) const {
+    const int parity = this->parity();
+    const uint32_t round = this->round();
     State S[2];
-    wait(memory.scored[0]), wait(memory.scored[1]);  // chunks whose warps bring the state
+    Update update;
+    memory.scored[0].wait(round), memory.scored[1].wait(round);  // chunks whose warps bring the state
     parts(warp, [&](int m, int part) { S[m].take(memory.saved, row_of_part(part), key_of_part(part)); });
+    update.load(memory, 0, false, parity, warp);
     leave(memory.S[0], S, warp);
 #pragma unroll
     for (int chunk = 1; chunk < CHUNKS; ++chunk) {
-      Desk &value = memory.desk[2 * chunk - 2], &key = memory.desk[2 * chunk - 1];
-      const Update update(value, value.sources(parity()), key, key.sources(parity()), warp);
+      const Update now = update;
       memory.passed[chunk - 1].arrive();
-      update.apply(S);
-      if (chunk > 1) wait(memory.scored[chunk]);
+      if (chunk > 1) memory.scored[chunk].wait(round);
+      if (chunk + 1 < CHUNKS) update.load(memory, chunk, false, parity, warp);
+      now.apply(S);
       leave(memory.S[chunk], S, warp);
     }
     memory.passed[CHUNKS - 1].arrive();
   }
   // By those that hold R: backward through them.
   __device__ __forceinline__ void back(int warp) const {
+    const int parity = this->parity();
+    const uint32_t round = this->round();
     State R[2];
+    Update update;
     parts(warp, [&](int m, int part) { R[m] = parked(part); });
+    memory.scored[CHUNKS - 1].wait(round);
+    update.load(memory, CHUNKS - 1, true, parity, warp);
 #pragma unroll
     for (int chunk = CHUNKS - 1; chunk >= 0; --chunk) {
-      Desk &value = memory.desk[2 * chunk], &key = memory.desk[2 * chunk + 1];
-      wait(memory.scored[chunk]);
-      const Update update(value, value.sinks(parity()), key, key.sinks(parity()), warp);
+      const Update now = update;
       leave(memory.R[chunk], R, warp);
       memory.passed[chunk].arrive();
-      update.apply(R);
+      if (chunk) memory.scored[chunk - 1].wait(round), update.load(memory, chunk - 1, true, parity, warp);
+      now.apply(R);
     }
     parts(warp, [&](int m, int part) { park(R[m], part); });
   }
@@ -209,9 +237,8 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   }
 
   // A warp's part of what a block needs.
-  __device__ __forceinline__ void stage_block(int block, int warp) const {
-    stage_rows(block, warp / 2, warp % 2);
-    if (warp % 2 == 0) stage_gates(block, warp / 2);
+  __device__ __forceinline__ void stage_block(int block, int warp, bool last) const {
+    stage_desk(block, warp / 2, warp % 2, last);
     if (warp < PARTS) stage_state(block, warp);
     commit_copies();
   }
@@ -250,38 +277,34 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     if (holds_R(warp)) back(warp);
   }
 
-  // The segment's blocks: first() .. end() - 1. Both are read where they are needed, and kept in no register.
-  __device__ __forceinline__ int first() const { return memory.task.segment.start / BLOCK; }
-  __device__ __forceinline__ int end() const { return (memory.task.segment.end + BLOCK - 1) / BLOCK; }
-
   // Starts to bring the last block's operands.
   __device__ __forceinline__ void start() const {
     const int warp = threadIdx.x / 32;
     init();
     __syncthreads();
-    stage_block(end() - 1, warp);
+    stage_block(memory.end - 1, warp, true);
   }
   // Takes them all. What is parked is the gradient of the state behind them, and then before them.
   __device__ __forceinline__ void run() {
     const auto warp = [] { return fresh(threadIdx.x / 32); };
-    for (block = end() - 1; block >= first(); --block) {
+    for (block = memory.end - 1; block >= memory.first; --block) {
       wait_copies<0>();
       this->pair_barrier(warp() / 2);
       prepare(warp() / 2, warp() % 2);
       memory.scored[warp() / CHUNK_WARPS].arrive();
       // of the block before: they have had time to arrive
-      if (p.written && block + 1 < end()) this->tell_written(end() - 1 - block);
+      if (p.written && block + 1 < memory.end) this->tell_written(memory.end - 1 - block);
       sweep(warp());
       wait(memory.passed[warp() / CHUNK_WARPS]);
       this->gradients(warp() / 2, warp() % 2, [&] {
-        if (block == first()) return;
+        if (block == memory.first) return;
         wait(memory.met[warp() / CHUNK_WARPS]);
-        stage_block(block - 1, warp());
+        stage_block(block - 1, warp(), false);
       });
       this->pair_barrier(warp() / 2);
-      this->write_desk(warp() / 2, warp() % 2, place(block, warp() / 2), end() - block);
+      this->write_desk(warp() / 2, warp() % 2, place(block, warp() / 2), memory.end - block);
     }
-    if (p.written) this->tell_written(end() - first());
+    if (p.written) this->tell_written(memory.end - memory.first);
   }
 };
 

@@ -59,9 +59,11 @@ bool encode(Box& box, const Problem& p, const Rows& x, t2fw_dtype dtype) {
                                    : dtype == T2FW_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                         : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   const cuuint32_t columns_tokens[4] = {SLICE, CHUNK, 1, 1}, all[4] = {1, 1, 1, 1};
-  return cuTensorMapEncodeTiled(&box, type, 4, const_cast<void*>(x.data), sizes, strides, columns_tokens, all,
-                                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const CUresult result = cuTensorMapEncodeTiled(
+      &box, type, 4, const_cast<void*>(x.data), sizes, strides, columns_tokens, all, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) throw std::runtime_error("CUDA: the driver encodes no tensor map: " + std::to_string(result));
+  return true;
 }
 
 int multiprocessors(const Problem& p) {

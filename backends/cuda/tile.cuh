@@ -81,10 +81,11 @@ __device__ __forceinline__ Four<E> narrow_four(float4 x) {
   else return {bits(narrow<E>(float2{x.x, x.y})), bits(narrow<E>(float2{x.z, x.w}))};
 }
 
-// x, but nothing that follows from it is known before this point: what is cheap to compute again is not kept in registers
-// through a loop.
+// x, 0 or more, but nothing else that follows from it is known before this point: what is cheap to compute again is not kept in
+// registers through a loop.
 __device__ __forceinline__ int fresh(int x) {
   asm volatile("" : "+r"(x));
+  __builtin_assume(x >= 0);  // a quotient takes one instruction, not three
   return x;
 }
 
