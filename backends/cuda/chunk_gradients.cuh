@@ -375,7 +375,8 @@ struct ChunkGradients {
     const int warp = fresh(threadIdx.x / 32), first = second * HALF_SLICE, column = first_column(key_side) + first;
     if (back) wait_for(memory.written - back * memory.apart + warp, blocks);
     const auto& tile_rows = memory.tile[key_side];
-    if (tile_rows.usual && memory.task.sequence.length - c.first >= CHUNK) {  // ptxas 13.0 takes the opposite of a count
+    // by the length: of c.count == CHUNK ptxas 13.0 takes the opposite here
+    if (tile_rows.usual && memory.task.sequence.length - c.first >= CHUNK) {
       Lines<T> x, z;
       Lines<G> a;
       x.read(desk.x(parity()), first), z.read(desk.z(parity()), first), a.read(desk.a(parity()), first);

@@ -60,7 +60,8 @@ Rows rows(const void* data, t2fw_dtype dtype, int64_t width, int64_t columns, co
 Rows gate_rows(const Problem& p, const void* data, t2fw_gate gate, int64_t columns, const t2fw_token_strides& s);
 
 // What brings 64 columns of a chunk of the operand, by a thread that has a context. False: nothing does, and its elements come
-// one by one, as it is not `whole`, is empty, or has a stride that is negative or 2^40 bytes or more.
+// one by one, as it is not `whole`, is empty, or has a stride that is negative or 2^40 bytes or more. Throws where the driver
+// encodes nothing.
 bool encode(Box& box, const Problem& p, const Rows& x, t2fw_dtype dtype);
 
 // The tokens of a sequence cut into `count` segments of `tokens` each, the last one perhaps shorter, where that lets a GPU
