@@ -79,27 +79,28 @@ __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, con
   if (column + copies.j < columns) copies.start(to, whole_at<E>(x, c, copies.t, column + copies.j), x.t);
 }
 
-// The usual operand of a tile: rows of 64 columns on 16 bytes that are less than 2^31 elements apart.
+// A tile's part of an operand whose rows lie on 16 bytes, less than 2^31 elements apart.
 struct alignas(16) TileRows {
   const void* data;  // the tile's first column of a head's first token
   uint32_t step;     // elements from a token to the next
-  uint32_t usual;    // it is one
+  uint32_t columns;  // as far as there are any, 64 at most; 0: the operand's rows lie otherwise
 
   // x: from the head's first token on; column, columns: the tile's first, and of the head.
   template <class E>
   __device__ __forceinline__ static TileRows of(const Rows& x, int column, int columns) {
-    const bool usual = x.whole && columns - column >= SLICE && x.t >= 0 && x.t < int64_t{1} << 31;
-    return {static_cast<const E*>(x.data) + column, static_cast<uint32_t>(x.t), usual};
+    const bool usual = x.whole && x.t >= 0 && x.t < int64_t{1} << 31;
+    const uint32_t there = static_cast<uint32_t>(min(columns - column, SLICE));
+    return {static_cast<const E*>(x.data) + column, static_cast<uint32_t>(x.t), usual ? there : 0};
   }
   template <class E>
   __device__ __forceinline__ const E* at(uint32_t token, uint32_t column) const {
     return static_cast<const E*>(data) + column + uint64_t{token} * step;
   }
-  // A warp starts to copy its rows of a chunk.
+  // A warp starts to copy its rows of a chunk. What lies behind its columns stays.
   template <class E, int P>
   __device__ __forceinline__ void stage(E (&to)[CHUNK][P], uint32_t first) const {
     const Copies<SLICE, E> copies;
-    copies.start(to, at<E>(first + copies.t, copies.j), step);
+    if (static_cast<uint32_t>(copies.j) < columns) copies.start(to, at<E>(first + copies.t, copies.j), step);
   }
 };
 

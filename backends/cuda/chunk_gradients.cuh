@@ -66,7 +66,7 @@ struct BackwardMemory {
   SideArgs side[2];            // from the head's first token on: a place is {0, 0, token, count}
   struct {
     TileRows z, a, x, d_z, d_a, d_x;
-    bool usual;  // all gradients are
+    bool lines;                // all gradients of 64 columns can be written so, 16 bytes at a time
   } tile[2];                   // the same of this tile
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
   // [value][key]: entering a chunk, and the gradient leaving it. For a while what coming_gates says has S's place.
@@ -337,8 +337,9 @@ struct ChunkGradients {
 #pragma unroll
       for (int i = 0; i < count; ++i) line[i] = *reinterpret_cast<const uint4*>(&rows[row_of(t + i * together)][first + j]);
     }
-    // first: the chunk's first token, this warp's first column; adds: to what is there.
+    // token: the chunk's first; first: this warp's first column; adds: to what is there.
     __device__ __forceinline__ void write(const TileRows& to, uint32_t token, uint32_t first, bool adds) const {
+      if (first + j >= to.columns) return;
       const E* at_t = to.template at<E>(token + t, first + j);
       const uint64_t step = uint64_t{to.step} * together;
 #pragma unroll
@@ -348,7 +349,7 @@ struct ChunkGradients {
     }
   };
 
-  // The same element by element, for what does not lie on 16 bytes.
+  // The same element by element, for partial chunks and what does not lie so (TileRows).
   template <class E, int W>
   __device__ __forceinline__ static void write_elements(const Rows& to, const Place& c, const E (&rows)[CHUNK][W], int first,
                                                         int column, int columns, bool adds) {
@@ -376,7 +377,7 @@ struct ChunkGradients {
     if (back) wait_for(memory.written - back * memory.apart + warp, blocks);
     const auto& tile_rows = memory.tile[key_side];
     // by the length: of c.count == CHUNK ptxas 13.0 takes the opposite here
-    if (tile_rows.usual && memory.task.sequence.length - c.first >= CHUNK) {
+    if (tile_rows.lines && memory.task.sequence.length - c.first >= CHUNK) {
       Lines<T> x, z;
       Lines<G> a;
       x.read(desk.x(parity()), first), z.read(desk.z(parity()), first), a.read(desk.a(parity()), first);

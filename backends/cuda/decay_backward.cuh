@@ -47,7 +47,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     const auto rows = [&]<class E>(const Rows& x) { return TileRows::of<E>(x, column, s.width); };
     tile = {rows.template operator()<T>(s.z),   rows.template operator()<G>(s.a),   rows.template operator()<T>(s.x),
             rows.template operator()<T>(s.d_z), rows.template operator()<G>(s.d_a), rows.template operator()<T>(s.d_x), false};
-    tile.usual = tile.d_z.usual && (s.d_a.width != s.width || tile.d_a.usual) && (!number || tile.d_x.usual);
+    tile.lines = tile.d_z.columns && (s.d_a.width != s.width || tile.d_a.columns) && (!number || tile.d_x.columns);
     if (number) return;
     memory.first = task.segment.start / BLOCK, memory.end = (task.segment.end + BLOCK - 1) / BLOCK;
     memory.written = p.written + int64_t{task.block} * BACKWARD_WARPS;
@@ -56,12 +56,12 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
                     task.value * p.saved_row + task.key;
   }
 
-  // A chunk's rows of an operand, `usual` or not. last: the sequence may end in this block.
+  // A chunk's rows of an operand. last: the sequence may end in this block.
   template <class E, int P>
-  __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const TileRows& usual, const Rows& rows, int block, int number,
-                                             bool last, float absent) const {
-    const TileRows x = usual;
-    if (!last && x.usual) x.stage(to, block * BLOCK + number / 2 * CHUNK);
+  __device__ __forceinline__ void stage_operand(E (&to)[CHUNK][P], const TileRows& tile, const Rows& rows, int block, int number,
+                                                bool last, float absent) const {
+    const TileRows x = tile;
+    if (!last && x.columns) x.stage(to, block * BLOCK + number / 2 * CHUNK);
     else stage<SLICE>(to, rows, place(block, number), this->first_column(number % 2), memory.side[number % 2].width, absent);
   }
   // A block's z (sources), or x and the gates, of a desk. By one warp, when none needs what is there.
@@ -70,10 +70,10 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     const auto& tile = memory.tile[number % 2];
     Desk& desk = memory.desk[number];
     const int to = block & 1;
-    stage_rows(sources ? desk.z(to) : desk.x(to), sources ? tile.z : tile.x, sources ? s.z : s.x, block, number, last, 0.f);
+    stage_operand(sources ? desk.z(to) : desk.x(to), sources ? tile.z : tile.x, sources ? s.z : s.x, block, number, last, 0.f);
     if (sources) return;
     auto& a = memory.coming_gates(number, to);
-    stage_rows(a, tile.a, s.a, block, number, last, absent_gate(s.a));
+    stage_operand(a, tile.a, s.a, block, number, last, absent_gate(s.a));
     if (logits && Desk::GATE_PLACES == 2 && !s.a.width) fill<SLICE>(a, absent_gate(s.a));  // step 3 leaves something else
   }
 
@@ -128,7 +128,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     return R;
   }
 
-  // For one of a chunk's gates to open; round: of this block.
+  // Of this block, of a chunk's gates; and for one of them to open.
   __device__ __forceinline__ uint32_t round() const { return (memory.end - 1 - fresh(block)) & 1; }
   __device__ __forceinline__ void wait(Gate& gate) const { gate.wait(round()); }
 
