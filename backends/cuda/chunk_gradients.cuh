@@ -66,7 +66,7 @@ struct BackwardMemory {
   SideArgs side[2];            // from the head's first token on: a place is {0, 0, token, count}
   struct {
     TileRows z, a, x, d_z, d_a, d_x;
-    bool lines;                // all gradients of 64 columns can be written so, 16 bytes at a time
+    bool lines;                // whole chunks of all its gradients are written so, but sums over columns
   } tile[2];                   // the same of this tile
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
   // [value][key]: entering a chunk, and the gradient leaving it. For a while what coming_gates says has S's place.

@@ -34,7 +34,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     const int first = block * BLOCK + number / 2 * CHUNK;
     return {0, 0, first, max(min(memory.task.sequence.length - first, CHUNK), 0)};
   }
-  // By two threads: memory.side, and what else of memory is no operand.
+  // By two threads: memory.side, memory.tile, and what else of memory is no operand.
   __device__ __forceinline__ void place_side(int number) const {
     SideArgs& s = memory.side[number];
     const TileTask& task = memory.task;
@@ -128,7 +128,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     return R;
   }
 
-  // Of this block, of a chunk's gates; and for one of them to open.
+  // A chunk's gates in this block: their round, and for one of them to open.
   __device__ __forceinline__ uint32_t round() const { return (memory.end - 1 - fresh(block)) & 1; }
   __device__ __forceinline__ void wait(Gate& gate) const { gate.wait(round()); }
 
