@@ -25,18 +25,29 @@ class Strides : public testing::TestWithParam<Parameter> {
   }
 };
 
-// Row 0 in place of every batch row.
-void same_rows(Values& x, int64_t B) {
-  const int64_t each = B ? static_cast<int64_t>(x.size()) / B : 0;
-  for (int64_t b = 1; b < B; b++) std::copy_n(x.begin(), each, x.begin() + b * each);
+// The first of `count` slices in place of all of them, in each of so many groups that the operand consists of.
+void repeat(Values& x, int64_t groups, int64_t count) {
+  const int64_t each = static_cast<int64_t>(x.size()) / (groups * count);
+  for (int64_t i = 0; i < groups * count; i++)
+    if (i % count) std::copy_n(x.begin() + i / count * count * each, each, x.begin() + i * each);
 }
 
 TEST_P(Strides, BroadcastInputs) {
   const auto& [backend, c] = GetParam();
   Tensors x = make_inputs(c);
-  for (Values* one : {&x.q, &x.k, &x.f, &x.initial_state}) same_rows(*one, c.B);
+  for (Values* one : {&x.q, &x.k, &x.f, &x.initial_state}) repeat(*one, 1, c.B);
   t2fw_descriptor d = describe(backend, c);
   d.q_strides.b = d.k_strides.b = d.f_strides.b = d.initial_state_strides.b = 0;
+  Session run(backend, c, x, d);
+  check(run, backend, c, x);
+}
+
+TEST_P(Strides, BroadcastOverTokensAndHeads) {
+  const auto& [backend, c] = GetParam();
+  Tensors x = make_inputs(c);
+  repeat(x.q, c.B, c.T), repeat(x.f, c.B * c.T, c.H), repeat(x.g, c.B * c.T, c.H);
+  t2fw_descriptor d = describe(backend, c);
+  d.q_strides.t = d.f_strides.h = d.g_strides.h = 0;
   Session run(backend, c, x, d);
   check(run, backend, c, x);
 }
