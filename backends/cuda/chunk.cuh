@@ -62,13 +62,15 @@ struct Copies {
   static_assert(rows == 2 || rows == 4);
   const int t = threadIdx.x % 32 / pieces, j = threadIdx.x % 32 % pieces * each;
 
-  // from: what lies there; step: elements from a token to the next.
+  // from: what lies there; step: bytes from a token to the next.
   template <int P>
   __device__ __forceinline__ void start(E (&to)[CHUNK][P], const E* from, int64_t step) const {
     step *= rows;  // read once: behind a copy the compiler would read it again
+    auto* next = reinterpret_cast<const char*>(from);
+    E *const row = &to[t][j], *const swapped = rows == 4 ? &to[t ^ 2][j] : row;
 #pragma unroll
-    for (int i = 0; i < CHUNK; i += rows, from += step)
-      copy_async(i < CHUNK / 2 ? &to[t + i][j] : rows == 4 ? &to[(t + i) ^ 2][j] : &to[t + (i ^ 2)][j], from);  // row_of(t + i)
+    for (int i = 0; i < CHUNK; i += rows, next += step)
+      copy_async(i < CHUNK / 2 ? row + i * P : swapped + (rows == 4 ? i : i ^ 2) * P, next);  // row_of(t + i)
   }
 };
 
@@ -76,25 +78,27 @@ struct Copies {
 template <int W, class E, int P>
 __device__ __forceinline__ void stage_rows(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns) {
   const Copies<W, E> copies;
-  if (column + copies.j < columns) copies.start(to, whole_at<E>(x, c, copies.t, column + copies.j), x.t);
+  if (column + copies.j < columns)
+    copies.start(to, whole_at<E>(x, c, copies.t, column + copies.j), x.t * static_cast<int>(sizeof(E)));
 }
 
-// A tile's part of an operand whose rows lie on 16 bytes, less than 2^31 elements apart.
+// A tile's part of an operand whose rows lie on 16 bytes, less than 2^32 bytes apart.
 struct alignas(16) TileRows {
   const void* data;  // the tile's first column of a head's first token
-  uint32_t step;     // elements from a token to the next
+  uint32_t step;     // bytes from a token to the next
   uint32_t columns;  // as far as there are any, 64 at most; 0: the operand's rows lie otherwise
 
   // x: from the head's first token on; column, columns: the tile's first, and of the head.
   template <class E>
   __device__ __forceinline__ static TileRows of(const Rows& x, int column, int columns) {
-    const bool usual = x.whole && x.t >= 0 && x.t < int64_t{1} << 31;
+    constexpr int each = sizeof(E);
+    const bool usual = x.whole && x.t >= 0 && x.t < (int64_t{1} << 32) / each;
     const uint32_t there = static_cast<uint32_t>(min(columns - column, SLICE));
-    return {static_cast<const E*>(x.data) + column, static_cast<uint32_t>(x.t), usual ? there : 0};
+    return {static_cast<const E*>(x.data) + column, static_cast<uint32_t>(x.t * each), usual ? there : 0};
   }
   template <class E>
   __device__ __forceinline__ const E* at(uint32_t token, uint32_t column) const {
-    return static_cast<const E*>(data) + column + uint64_t{token} * step;
+    return reinterpret_cast<const E*>(static_cast<const char*>(data) + column * sizeof(E) + uint64_t{token} * step);
   }
   // A warp starts to copy its rows of a chunk. What lies behind its columns stays.
   template <class E, int P>

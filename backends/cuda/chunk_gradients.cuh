@@ -52,6 +52,17 @@ struct alignas(16) SideDesk {
   __device__ __forceinline__ static int place(int token) { return token % 4 / 2 * 8 + token / 4 * 2 + token % 2; }
 };
 
+// How a tile's gradients of a side are written. Found out once, so that a warp has one thing to read (bench/RESULTS.md).
+struct alignas(16) Writing {
+  int back;          // how many tiles before this one is the one that goes first where both have parts; 0: none does
+  bool lines;        // whole chunks go 16 bytes at a time, but for sums
+  bool adds;         // to what is there, but for sums
+  bool full;         // d_a has every column
+  bool sums;         // d_a has one value a token
+  bool sums_add;     // to what is there
+  bool tells;        // a later tile adds to this one's parts, and is told how far they are written
+};
+
 template <class T, class G>
 struct BackwardMemory {
   // Of a chunk; they open once a block: when its warps have done step 1, and need nothing of the block behind any more; when
@@ -60,13 +71,17 @@ struct BackwardMemory {
   Gate scored[CHUNKS], passed[CHUNKS], met[CHUNKS];
   TileTask task;
   const T* states;             // of the head, this tile's part of them: before its second block ..
+  int64_t states_apart;        // bytes from one to the next
+  int saved_rows, saved_columns;  // of a state, from the tile's first on
   uint32_t* written;           // by each warp: how many blocks' gradients
   int apart;                   // from that of a tile to that of the next
+  uint32_t seen[BACKWARD_WARPS];  // of each warp's like in the tile `back`, when it last looked
   int first, end;              // the segment's blocks: first .. end - 1
   SideArgs side[2];            // from the head's first token on: a place is {0, 0, token, count}
   struct {
     TileRows z, a, x, d_z, d_a, d_x;
-    bool lines;                // whole chunks of all its gradients are written so, but sums over columns
+    Writing writing;
+    bool usual;                // z, x and, if there is one, a lie so
   } tile[2];                   // the same of this tile
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
   // [value][key]: entering a chunk, and the gradient leaving it. For a while what coming_gates says has S's place.
@@ -335,19 +350,34 @@ struct ChunkGradients {
     template <int W>
     __device__ __forceinline__ void read(const E (&rows)[CHUNK][W], int first) {
 #pragma unroll
-      for (int i = 0; i < count; ++i) line[i] = *reinterpret_cast<const uint4*>(&rows[row_of(t + i * together)][first + j]);
+      for (int i = 0; i < count; ++i) {  // row_of(t + i * together)
+        const E* const row = &rows[i * together < CHUNK / 2 ? t : t ^ 2][first + j];
+        line[i] = *reinterpret_cast<const uint4*>(row + i * together * W);
+      }
     }
-    // token: the chunk's first; first: this warp's first column; adds: to what is there.
-    __device__ __forceinline__ void write(const TileRows& to, uint32_t token, uint32_t first, bool adds) const {
-      if (first + j >= to.columns) return;
-      const E* at_t = to.template at<E>(token + t, first + j);
+    // As far as the tile has columns. token: the chunk's first; first: this warp's first column; adds: to what is there.
+    template <bool adds>
+    __device__ __forceinline__ void write(const TileRows& to, uint32_t token, uint32_t first) const {
+      const bool there = first + j < to.columns;
+      if (adds && !there) return;
+      auto* at_t = reinterpret_cast<const char*>(to.template at<E>(token + t, first + j));
       const uint64_t step = uint64_t{to.step} * together;
 #pragma unroll
       for (int i = 0; i < count; ++i, at_t += step)
-        if (adds) add_line<E>(at_t, line[i]);
-        else store_line(at_t, line[i]);
+        if constexpr (adds) add_line<E>(at_t, line[i]);
+        else store_line_if(there, at_t, line[i]);
     }
   };
+  // All of a warp's gradients; those that are absent have no columns.
+  template <bool adds>
+  __device__ __forceinline__ void write_lines(int number, uint32_t first, uint32_t token) const {
+    const TileRows d_x = memory.tile[number % 2].d_x, d_z = memory.tile[number % 2].d_z, d_a = memory.tile[number % 2].d_a;
+    Desk& desk = memory.desk[number];
+    Lines<T> x, z;
+    Lines<G> a;
+    x.read(desk.x(parity()), first), z.read(desk.z(parity()), first), a.read(desk.a(parity()), first);
+    x.template write<adds>(d_x, token, first), z.template write<adds>(d_z, token, first), a.template write<adds>(d_a, token, first);
+  }
 
   // The same element by element, for partial chunks and what does not lie so (TileRows).
   template <class E, int W>
@@ -363,36 +393,47 @@ struct ChunkGradients {
     }
   }
 
+  // Where this warp's like in the tile `back` before this one tells how many blocks' gradients it has written.
+  __device__ __forceinline__ const uint32_t* told(int back) const {
+    return memory.written - back * memory.apart + fresh(threadIdx.x / 32);
+  }
+  // Looks there, unless it had written `blocks` of them before: a way to the L2 cache, gone where the warp would wait anyway.
+  __device__ __forceinline__ void look(uint32_t blocks) const {
+    const int warp = fresh(threadIdx.x / 32), back = memory.tile[warp / 2 % 2].writing.back;
+    if (!back || memory.seen[warp] >= blocks) return;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) memory.seen[warp] = look_at(told(back));
+    __syncwarp();
+  }
+
   // After step 3 of a desk's warps: this warp's part of the gradients. Where tiles have parts in the same element, the first
   // stores and the next ones, in their order, add: a warp waits for the one that has its place in the tile before. `blocks`:
   // how many of them, with this one, that one must have written.
   __device__ __forceinline__ void write_desk(int number, bool second, const Place& c, uint32_t blocks) const {
     const bool key_side = number % 2;
-    const SideArgs& s = memory.side[key_side];
-    Desk& desk = memory.desk[number];
-    const int values = memory.side[0].tiles, value = first_column(false) / SLICE, key = first_column(true) / SLICE;
-    const bool adds = key_side ? value : key, full = s.d_a.width == s.width, sums = s.d_a.width && !full;
-    const int tile = key * values + value, back = sums ? tile > 0 : !adds ? 0 : key_side ? 1 : values;
-    const int warp = fresh(threadIdx.x / 32), first = second * HALF_SLICE, column = first_column(key_side) + first;
-    if (back) wait_for(memory.written - back * memory.apart + warp, blocks);
-    const auto& tile_rows = memory.tile[key_side];
+    const int warp = fresh(threadIdx.x / 32), first = second * HALF_SLICE;
+    const Writing how = memory.tile[key_side].writing;
     // by the length: of c.count == CHUNK ptxas 13.0 takes the opposite here
-    if (tile_rows.lines && memory.task.sequence.length - c.first >= CHUNK) {
-      Lines<T> x, z;
-      Lines<G> a;
-      x.read(desk.x(parity()), first), z.read(desk.z(parity()), first), a.read(desk.a(parity()), first);
-      if (key_side) x.write(tile_rows.d_x, c.first, first, adds);
-      z.write(tile_rows.d_z, c.first, first, adds);
-      if (full) a.write(tile_rows.d_a, c.first, first, adds);
-    } else {
-      if (key_side) write_elements(s.d_x, c, desk.x(parity()), first, column, s.width, adds);
-      write_elements(s.d_z, c, desk.z(parity()), first, column, s.width, adds);
-      if (full) write_elements(s.d_a, c, desk.a(parity()), first, column, s.width, adds);
+    const bool lines = how.lines && memory.task.sequence.length - c.first >= CHUNK;
+    if (lines && !how.adds) {
+      write_lines<false>(number, first, c.first);
+      if (!how.sums) return;
     }
-    if (sums && !second && threadIdx.x % 32 < c.count) {
+    if (how.back && memory.seen[warp] < blocks) wait_for(told(how.back), blocks);
+    if (lines && how.adds) write_lines<true>(number, first, c.first);
+    if (!lines) {
+      const SideArgs& s = memory.side[key_side];
+      Desk& desk = memory.desk[number];
+      const int column = first_column(key_side) + first;
+      if (key_side) write_elements(s.d_x, c, desk.x(parity()), first, column, s.width, how.adds);
+      write_elements(s.d_z, c, desk.z(parity()), first, column, s.width, how.adds);
+      if (how.full) write_elements(s.d_a, c, desk.a(parity()), first, column, s.width, how.adds);
+    }
+    if (how.sums && !second && static_cast<int>(threadIdx.x % 32) < c.count) {
       const int t = threadIdx.x % 32;
-      G* const to = const_cast<G*>(at<G>(s.d_a, c, t, 0));
-      float sum = tile ? widen(load_written(to)) : 0.f;
+      Desk& desk = memory.desk[number];
+      G* const to = const_cast<G*>(at<G>(memory.side[key_side].d_a, c, t, 0));
+      float sum = how.sums_add ? widen(load_written(to)) : 0.f;
       for (const auto& part : desk.sums) sum += part[t];
       *to = narrow<G>(sum);
     }
@@ -400,12 +441,8 @@ struct ChunkGradients {
 
   // That this warp has written the gradients of so many blocks, if a later tile adds to them. Waits until they have arrived.
   __device__ __forceinline__ void tell_written(uint32_t blocks) const {
-    const int warp = fresh(threadIdx.x / 32), key_side = warp / 2 % 2;
-    const SideArgs &s = memory.side[key_side], &other = memory.side[!key_side];
-    const bool sums = s.d_a.width && s.d_a.width != s.width;
-    const int tile = first_column(true) / SLICE * memory.side[0].tiles + first_column(false) / SLICE;
-    const bool last = sums ? tile + 1 == s.tiles * other.tiles : first_column(!key_side) / SLICE + 1 == other.tiles;
-    if (!last) tell(memory.written + warp, blocks);
+    const int warp = fresh(threadIdx.x / 32);
+    if (memory.tile[warp / 2 % 2].writing.tells) tell(memory.written + warp, blocks);
   }
 
   // Of the two warps at a desk.

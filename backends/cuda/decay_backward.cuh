@@ -32,7 +32,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
 
   __device__ __forceinline__ Place place(int block, int number) const {
     const int first = block * BLOCK + number / 2 * CHUNK;
-    return {0, 0, first, max(min(memory.task.sequence.length - first, CHUNK), 0)};
+    return {0, 0, first, min(memory.task.sequence.length - first, CHUNK)};
   }
   // By two threads: memory.side, memory.tile, and what else of memory is no operand.
   __device__ __forceinline__ void place_side(int number) const {
@@ -46,35 +46,61 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     const int column = number ? task.key : task.value;
     const auto rows = [&]<class E>(const Rows& x) { return TileRows::of<E>(x, column, s.width); };
     tile = {rows.template operator()<T>(s.z),   rows.template operator()<G>(s.a),   rows.template operator()<T>(s.x),
-            rows.template operator()<T>(s.d_z), rows.template operator()<G>(s.d_a), rows.template operator()<T>(s.d_x), false};
-    tile.lines = tile.d_z.columns && (s.d_a.width != s.width || tile.d_a.columns) && (!number || tile.d_x.columns);
+            rows.template operator()<T>(s.d_z), rows.template operator()<G>(s.d_a), rows.template operator()<T>(s.d_x), {}};
+    const int values = p.side[0].tiles, value = task.value / SLICE, key = task.key / SLICE, place = key * values + value;
+    Writing& how = tile.writing;
+    how.full = s.d_a.width == s.width, how.sums = s.d_a.width && !how.full;
+    how.adds = number ? value : key, how.sums_add = place;
+    how.back = how.sums ? place > 0 : !how.adds ? 0 : number ? 1 : values;
+    tile.usual = tile.z.columns && tile.x.columns && (tile.a.columns || (!s.a.width && !s.a.logits));
+    how.tells = how.sums ? place + 1 < values * p.side[1].tiles : (number ? value + 1 < values : key + 1 < p.side[1].tiles);
+    how.lines = tile.d_z.columns && (!how.full || tile.d_a.columns) && (!number || tile.d_x.columns);
     if (number) return;
     memory.first = task.segment.start / BLOCK, memory.end = (task.segment.end + BLOCK - 1) / BLOCK;
     memory.written = p.written + int64_t{task.block} * BACKWARD_WARPS;
     memory.apart = p.segments * BACKWARD_WARPS;
     memory.states = static_cast<const T*>(p.checkpoints) + (task.sequence.checkpoint * p.H + task.h) * p.saved_state +
                     task.value * p.saved_row + task.key;
+    memory.states_apart = p.H * p.saved_state * static_cast<int>(sizeof(T));
+    memory.saved_rows = p.side[0].width - task.value, memory.saved_columns = p.saved_row - task.key;
   }
 
-  // A chunk's rows of an operand. last: the sequence may end in this block.
-  template <class E, int P>
-  __device__ __forceinline__ void stage_operand(E (&to)[CHUNK][P], const TileRows& tile, const Rows& rows, int block, int number,
-                                                bool last, float absent) const {
-    const TileRows x = tile;
-    if (!last && x.columns) x.stage(to, block * BLOCK + number / 2 * CHUNK);
-    else stage<SLICE>(to, rows, place(block, number), this->first_column(number % 2), memory.side[number % 2].width, absent);
-  }
-  // A block's z (sources), or x and the gates, of a desk. By one warp, when none needs what is there.
-  __device__ __forceinline__ void stage_desk(int block, int number, bool sources, bool last) const {
-    const SideArgs& s = memory.side[number % 2];
+  // A warp's part of what a block needs, when none needs what is there any more: a desk's z, or its x and gates, and some of the
+  // state. Where all lies as it usually does, with few branches: all wait for the warps of the first and the last chunk ..
+  __device__ __forceinline__ void stage_usual(int block, int warp) const {
+    const int number = warp / 2, sources = warp % 2, to = block & 1;
+    const uint32_t first = block * BLOCK + number / 2 * CHUNK;
     const auto& tile = memory.tile[number % 2];
     Desk& desk = memory.desk[number];
-    const int to = block & 1;
-    stage_operand(sources ? desk.z(to) : desk.x(to), sources ? tile.z : tile.x, sources ? s.z : s.x, block, number, last, 0.f);
-    if (sources) return;
-    auto& a = memory.coming_gates(number, to);
-    stage_operand(a, tile.a, s.a, block, number, last, absent_gate(s.a));
-    if (logits && Desk::GATE_PLACES == 2 && !s.a.width) fill<SLICE>(a, absent_gate(s.a));  // step 3 leaves something else
+    const TileRows rows = sources ? tile.z : tile.x;
+    rows.stage(sources ? desk.z(to) : desk.x(to), first);
+    if (!sources) {
+      const TileRows gates = tile.a;
+      gates.stage(memory.coming_gates(number, to), first);
+    }
+    if (warp < PARTS) stage_state(block, warp);
+  }
+  // .. and otherwise.
+  __device__ __forceinline__ void stage_other(int block, int warp) const {
+    const int number = warp / 2, sources = warp % 2, to = block & 1, column = this->first_column(number % 2);
+    const SideArgs& s = memory.side[number % 2];
+    const Place from = place(block, number);
+    Desk& desk = memory.desk[number];
+    stage<SLICE>(sources ? desk.z(to) : desk.x(to), sources ? s.z : s.x, from, column, s.width, 0.f);
+    if (!sources) {
+      auto& a = memory.coming_gates(number, to);
+      stage<SLICE>(a, s.a, from, column, s.width, absent_gate(s.a));
+      if (logits && Desk::GATE_PLACES == 2 && !s.a.width) fill<SLICE>(a, absent_gate(s.a));  // step 3 leaves something else
+    }
+    if (warp >= PARTS) return;
+    if (block) stage_state(block, warp);
+    else stage_initial(warp);
+  }
+  // last: the sequence may end in this block.
+  __device__ __forceinline__ void stage_block(int block, int warp, bool last) const {
+    if (!last && block && memory.tile[warp / 2 % 2].usual) stage_usual(block, warp);
+    else stage_other(block, warp);
+    commit_copies();
   }
 
   // Step 1. Gates that have one place come to it on the way.
@@ -214,14 +240,14 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
 
   // The warps of chunks 0 and 1, whom those that hold S wait for, bring the state before block `block`.
   __device__ __forceinline__ void stage_state(int block, int warp) const {
-    if (block == 0) return stage_initial(warp);
     constexpr int pieces = SLICE / SavedRow::PIECE, rows = 32 / pieces, own = SLICE / PARTS;
     const int lane = threadIdx.x % 32, d = warp * own + lane / pieces, at = lane % pieces * SavedRow::PIECE;
-    if (at >= p.saved_row - memory.task.key) return;
-    const T* const from = memory.states + (block - 1) * p.H * p.saved_state + d * p.saved_row + at;
+    if (at >= memory.saved_columns) return;
+    const auto* const from = reinterpret_cast<const char*>(memory.states + d * p.saved_row + at) +
+                             static_cast<uint32_t>(block - 1) * memory.states_apart;
 #pragma unroll
     for (int i = 0; i < own; i += rows)
-      if (d + i < p.side[0].width - memory.task.value) copy_async(&memory.saved[d + i][at], from + i * p.saved_row);
+      if (d + i < memory.saved_rows) copy_async(&memory.saved[d + i][at], from + i * p.saved_row * static_cast<int>(sizeof(T)));
   }
   __device__ __forceinline__ void stage_initial(int part) const {
     State S;
@@ -234,13 +260,6 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     const TileTask& t = memory.task;
     part.load(x, t.sequence.n, t.h, t.value + row_of_part(number), t.key + key_of_part(number), p.side[0].width,
               p.side[1].width);
-  }
-
-  // A warp's part of what a block needs.
-  __device__ __forceinline__ void stage_block(int block, int warp, bool last) const {
-    stage_desk(block, warp / 2, warp % 2, last);
-    if (warp < PARTS) stage_state(block, warp);
-    commit_copies();
   }
 
   // What is where, and what staging leaves as it is: columns behind the data, absent gates, and of a state what lies behind its
@@ -257,6 +276,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       }
     } else {
       if (thread < 2) place_side(thread);
+      if (thread < BACKWARD_WARPS) memory.seen[thread] = 0;
       if (thread < CHUNKS) {
         memory.scored[thread].init(CHUNK_WARPS);
         memory.passed[thread].init(2 * SWEEP_WARPS);
@@ -295,13 +315,15 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
       // of the block before: they have had time to arrive
       if (p.written && block + 1 < memory.end) this->tell_written(memory.end - 1 - block);
       sweep(warp());
+      if (p.written) this->look(memory.end - block);
       wait(memory.passed[warp() / CHUNK_WARPS]);
       this->gradients(warp() / 2, warp() % 2, [&] {
         if (block == memory.first) return;
         wait(memory.met[warp() / CHUNK_WARPS]);
         stage_block(block - 1, warp(), false);
       });
-      this->pair_barrier(warp() / 2);
+      if (memory.tile[warp() / 2 % 2].writing.sums) this->pair_barrier(warp() / 2);  // they are over both warps' columns
+      else __syncwarp();
       this->write_desk(warp() / 2, warp() % 2, place(block, warp() / 2), memory.end - block);
     }
     if (p.written) this->tell_written(memory.end - memory.first);

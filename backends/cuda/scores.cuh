@@ -248,8 +248,12 @@ struct HalfChunk {
     if (g >= 4 && j < 4) pairs.put(0, two);
     pass_level(4, x, z, all);
     __syncwarp();
+    if (upper)
 #pragma unroll
-    for (int t = 0; t < HALF; ++t) to_sinks.put(t, upper ? x[t] : z[t]);
+      for (int t = 0; t < HALF; ++t) to_sinks.put(t, x[t]);
+    else
+#pragma unroll
+      for (int t = 0; t < HALF; ++t) to_sinks.put(t, z[t]);
     *reinterpret_cast<float2*>(&desk.half[upper][c]) = all[0];
     meet();
     const float2 other = *reinterpret_cast<const float2*>(&desk.half[!upper][c]);

@@ -169,10 +169,16 @@ __device__ __forceinline__ void wait_for_launch() {
 // can be waited for, in whatever order the GPU takes them. count: zero before the kernel.
 __device__ __forceinline__ int started(uint32_t* count) { return static_cast<int>(atomicAdd(count, 1u)); }
 
+// By one lane: what another thread block's warp has told. Who sees it, sees what that one wrote before.
+__device__ __forceinline__ uint32_t look_at(const uint32_t* told) {
+  uint32_t now;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(told) : "memory");
+  return now;
+}
 // A warp waits until another thread block's has told `count` or more, and sees what that one wrote before.
 __device__ __forceinline__ void wait_for(const uint32_t* told, uint32_t count) {
   uint32_t now = count;
-  if (threadIdx.x % 32 == 0) do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(told) : "memory");
+  if (threadIdx.x % 32 == 0) do now = look_at(told);
   while (now < count);
   __syncwarp();
 }
@@ -241,6 +247,11 @@ __device__ __forceinline__ void store_pairs(const void* to, uint2 x) {
 }
 __device__ __forceinline__ void store_line(const void* to, uint4 x) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+// If `wanted`, without a branch.
+__device__ __forceinline__ void store_line_if(bool wanted, const void* to, uint4 x) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p st.global.v4.u32 [%0], {%1,%2,%3,%4};\n}"
+               ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(static_cast<int>(wanted)) : "memory");
 }
 // To global memory, adding to the 16 bytes of E that another thread block may just have written there. Who adds has waited for
 // that one (wait_for), so that sums have one order and the same bits. Of fp32 what is subnormal becomes 0.
