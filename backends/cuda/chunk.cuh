@@ -30,7 +30,7 @@ __device__ __forceinline__ float absent_gate(const Rows& a) { return a.logits ? 
 // Where in the operands a chunk's tokens lie.
 struct Place {
   int64_t b, h;
-  int first, count;  // token of the batch row; at most CHUNK
+  int first, count;  // token of the batch row; at most CHUNK, less than 1 if there are none
 };
 
 template <class E>
@@ -94,7 +94,7 @@ struct alignas(16) TileRows {
     constexpr int each = sizeof(E);
     const bool usual = x.whole && x.t >= 0 && x.t < (int64_t{1} << 32) / each;
     const uint32_t there = static_cast<uint32_t>(min(columns - column, SLICE));
-    return {static_cast<const E*>(x.data) + column, static_cast<uint32_t>(x.t * each), usual ? there : 0};
+    return {static_cast<const E*>(x.data) + column, static_cast<uint32_t>(x.t) * each, usual ? there : 0};
   }
   template <class E>
   __device__ __forceinline__ const E* at(uint32_t token, uint32_t column) const {

@@ -54,7 +54,7 @@ struct alignas(16) SideDesk {
 
 // How a tile's gradients of a side are written. Found out once, so that a warp has one thing to read (bench/RESULTS.md).
 struct alignas(16) Writing {
-  int back;          // how many tiles before this one is the one that goes first where both have parts; 0: none does
+  int back;          // how many tiles before this one the one is that adds right before it; 0: none does
   bool lines;        // whole chunks go 16 bytes at a time, but for sums
   bool adds;         // to what is there, but for sums
   bool full;         // d_a has every column
@@ -81,7 +81,7 @@ struct BackwardMemory {
   struct {
     TileRows z, a, x, d_z, d_a, d_x;
     Writing writing;
-    bool usual;                // z, x and, if there is one, a lie so
+    bool usual;                // z, x and a lie so; or there is no a, and nothing to put in its place for each block
   } tile[2];                   // the same of this tile
   SideDesk<T, G> desk[DESKS];  // of a chunk's value side, its key side, the next chunk's ..
   // [value][key]: entering a chunk, and the gradient leaving it. For a while what coming_gates says has S's place.
@@ -368,7 +368,7 @@ struct ChunkGradients {
         else store_line_if(there, at_t, line[i]);
     }
   };
-  // All of a warp's gradients; those that are absent have no columns.
+  // All of a warp's gradients; those that are absent, or sums, have no columns.
   template <bool adds>
   __device__ __forceinline__ void write_lines(int number, uint32_t first, uint32_t token) const {
     const TileRows d_x = memory.tile[number % 2].d_x, d_z = memory.tile[number % 2].d_z, d_a = memory.tile[number % 2].d_a;
@@ -406,14 +406,14 @@ struct ChunkGradients {
     __syncwarp();
   }
 
-  // After step 3 of a desk's warps: this warp's part of the gradients. Where tiles have parts in the same element, the first
-  // stores and the next ones, in their order, add: a warp waits for the one that has its place in the tile before. `blocks`:
-  // how many of them, with this one, that one must have written.
+  // After this warp's step 3, and both warps' if there are sums: its part of the gradients. Where tiles have parts in the same
+  // element, the first stores and the next ones, in their order, add: a warp waits for the one that has its place in the tile
+  // before. blocks: of how many, with this one, that one must have written the gradients.
   __device__ __forceinline__ void write_desk(int number, bool second, const Place& c, uint32_t blocks) const {
     const bool key_side = number % 2;
     const int warp = fresh(threadIdx.x / 32), first = second * HALF_SLICE;
     const Writing how = memory.tile[key_side].writing;
-    // by the length: of c.count == CHUNK ptxas 13.0 takes the opposite here
+    // by the length: of c.count == CHUNK ptxas 13.0 took the opposite here, when a count was 0 at least
     const bool lines = how.lines && memory.task.sequence.length - c.first >= CHUNK;
     if (lines && !how.adds) {
       write_lines<false>(number, first, c.first);

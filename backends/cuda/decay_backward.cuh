@@ -47,13 +47,13 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     const auto rows = [&]<class E>(const Rows& x) { return TileRows::of<E>(x, column, s.width); };
     tile = {rows.template operator()<T>(s.z),   rows.template operator()<G>(s.a),   rows.template operator()<T>(s.x),
             rows.template operator()<T>(s.d_z), rows.template operator()<G>(s.d_a), rows.template operator()<T>(s.d_x), {}};
-    const int values = p.side[0].tiles, value = task.value / SLICE, key = task.key / SLICE, place = key * values + value;
+    const int values = p.side[0].tiles, value = task.value / SLICE, key = task.key / SLICE, order = key * values + value;
     Writing& how = tile.writing;
     how.full = s.d_a.width == s.width, how.sums = s.d_a.width && !how.full;
-    how.adds = number ? value : key, how.sums_add = place;
-    how.back = how.sums ? place > 0 : !how.adds ? 0 : number ? 1 : values;
+    how.adds = number ? value : key, how.sums_add = order;
+    how.back = how.sums ? order > 0 : !how.adds ? 0 : number ? 1 : values;
     tile.usual = tile.z.columns && tile.x.columns && (tile.a.columns || (!s.a.width && !s.a.logits));
-    how.tells = how.sums ? place + 1 < values * p.side[1].tiles : (number ? value + 1 < values : key + 1 < p.side[1].tiles);
+    how.tells = how.sums ? order + 1 < values * p.side[1].tiles : (number ? value + 1 < values : key + 1 < p.side[1].tiles);
     how.lines = tile.d_z.columns && (!how.full || tile.d_a.columns) && (!number || tile.d_x.columns);
     if (number) return;
     memory.first = task.segment.start / BLOCK, memory.end = (task.segment.end + BLOCK - 1) / BLOCK;

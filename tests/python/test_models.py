@@ -1,3 +1,4 @@
+import faulthandler
 import socket
 import subprocess
 import sys
@@ -223,6 +224,7 @@ def test_gradient_checkpointing_and_compile(kind):
 
 
 def distributed(rank, folder, port):
+    faulthandler.dump_traceback_later(150, exit=True)  # says where it hangs
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     model = converted("gpt2")
     x = tokens(4, 10)[2 * rank : 2 * rank + 2]
