@@ -17,9 +17,9 @@ class OnDevice {
  public:
   explicit OnDevice(int device) {
     CUcontext context = nullptr;
-    cudaGetDevice(&before_);
+    cuda::check(cudaGetDevice(&before_));
     cuCtxGetCurrent(&context);
-    if (device != before_ || !context) cudaSetDevice(device);
+    if (device != before_ || !context) cuda::check(cudaSetDevice(device));
     if (device == before_) before_ = -1;
   }
   ~OnDevice() {

@@ -7,6 +7,9 @@
 
 namespace t2fw::cuda {
 
+// Throws if CUDA refused.
+void check(cudaError_t error);
+
 inline constexpr int64_t largest_key = 256;  // K that the forward takes
 // Shared memory of a block, at most: on tensor cores, and in the plain form.
 inline constexpr int shared_memory = 227 * 1024, plain_shared_memory = 99 * 1024;

@@ -9,8 +9,6 @@
 
 namespace t2fw::cuda {
 
-void check(cudaError_t error);
-
 // A kernel, a block's threads and its shared bytes.
 template <class Args>
 struct Kernel {
