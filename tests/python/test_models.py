@@ -224,7 +224,7 @@ def test_gradient_checkpointing_and_compile(kind):
 
 
 def distributed(rank, folder, port):
-    faulthandler.dump_traceback_later(150, exit=True)  # says where it hangs
+    faulthandler.dump_traceback_later(190, exit=True)  # says where it hangs, before it is killed
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     model = converted("gpt2")
     x = tokens(4, 10)[2 * rank : 2 * rank + 2]
