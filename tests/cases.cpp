@@ -78,6 +78,10 @@ const std::vector<Case>& all_cases() {
       decay(BF16, F32, F32, FULL, FULL, 1, 1027, 1, 96, 128, Slow),
       decay(BF16, F32, F32, HEAD, HEAD, 1, 65, 2, 96, 128),
       decay(BF16, F32, F32, FULL, FULL, 1, 1000, 1, 48, 40, Opposed),
+      // blocks that share keys: more pairs than a GPU takes at once, several of a head; and those that have none to share with
+      decay(BF16, BF16, F32, FULL, FULL, 1, 40, 80, 72, 100),
+      decay(F16, F32, F32, FULL, HEAD, 1, 530, 1, 200, 100, Mixed, true, Packed),
+      decay(BF16, BF16, F32, HEAD, FULL, 1, 530, 1, 130, 72, Mixed, true, Bhtx),
       decay(F32, F32, F32, FULL, FULL, 1, 300, 1, 16, 16, Opposed, false),
       decay(F32, F32, F32, FULL, FULL, 2, 777, 1, 72, 64, Mixed),
       decay(F32, F32, F32, FULL, FULL, 1, 530, 1, 33, 130, Slow, true, Packed),

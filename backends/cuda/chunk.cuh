@@ -108,9 +108,9 @@ struct alignas(16) TileRows {
   }
 };
 
-// The same element by element, for what cannot be copied; `absent` behind the last token. written: as load_written. boxed: in
-// the order of the tokens, as in boxes.
-template <int W, bool written = false, bool boxed = false, class E, int P>
+// The same element by element, for what cannot be copied; `absent` behind the last token. boxed: in the order of the tokens, as
+// in boxes.
+template <int W, bool boxed = false, class E, int P>
 __device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column,
                                                int columns, float absent) {
   if (!x.width) return;
@@ -119,15 +119,15 @@ __device__ __forceinline__ void stage_elements(E (&to)[CHUNK][P], const Rows& x,
     const int t = i / W, j = i % W;
     const bool there = t < c.count && column + j < columns;
     const E* const from = at<E>(x, c, t, column + j);
-    to[boxed ? t : row_of(t)][j] = !there ? narrow<E>(absent) : written ? load_written(from) : *from;
+    to[boxed ? t : row_of(t)][j] = there ? *from : narrow<E>(absent);
   }
 }
 
-template <int W, bool written = false, class E, int P>
+template <int W, class E, int P>
 __device__ __forceinline__ void stage(E (&to)[CHUNK][P], const Rows& x, const Place& c, int column, int columns,
                                       float absent) {
   if (copied(x, c)) stage_rows<W>(to, x, c, column, columns);
-  else stage_elements<W, written>(to, x, c, column, columns, absent);
+  else stage_elements<W>(to, x, c, column, columns, absent);
 }
 
 // What a warp's rows hold before anything is staged; staging leaves columns behind the data alone.

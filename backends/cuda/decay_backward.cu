@@ -147,16 +147,13 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       static_cast<int>(tiles_),
       0};
   const BackwardKernels use = choose(p, !saved_.narrow);
-  const auto how = [&](const Kernel<BackwardArgs>& kernel, int64_t blocks, int64_t states) {
-    const size_t memory = kernel.memory + static_cast<size_t>(states * tile_bytes);
-    return config(dim3(static_cast<unsigned>(blocks)), kernel.threads, memory, stream);
-  };
+  Kernel<BackwardArgs> backward = use.backward;
+  backward.memory += static_cast<size_t>(shared_ * tile_bytes);
   if (told_) check(cudaMemsetAsync(told, 0, static_cast<size_t>(told_) * sizeof *told, stream));
   for (; args.number * tiles_ < tiles(p.D) * tiles(p.K); ++args.number) {
     if (!use.waiting) take_turns(args);
-    if (local_blocks_) launch(how(use.local, local_blocks_, 0), use.local.function, args);
-    if (local_blocks_ && use.waiting) launch_early(how(use.backward, blocks_, shared_), use.backward.function, args);
-    else launch(how(use.backward, blocks_, shared_), use.backward.function, args);
+    if (local_blocks_) launch(use.local, local_blocks_, stream, args);
+    launch(backward, blocks_, stream, args, local_blocks_ && use.waiting);
   }
 }
 

@@ -7,27 +7,32 @@
 namespace t2fw::cuda {
 namespace {
 
-template <class T, class G, bool logits>
-ForwardKernels kernels(bool tiles) {
-  constexpr int warps = inside_warps<T, G>;
-  return {{tiles ? decay_forward_kernel<T, G, true, logits> : decay_forward_kernel<T, G, false, logits>,
-           32 * (warps + STATE_WARPS), warps * sizeof(Desk<T, G>)},
+template <class T, class G, bool logits, Keys kind>
+ForwardKernels kernels() {
+  constexpr int warps = inside_warps<T, G, kind>;
+  return {{decay_forward_kernel<T, G, kind, logits>, 32 * (warps + STATE_WARPS), warps * sizeof(Desk<T, G, kind>),
+           kind == Keys::PAIR ? 2u : 1u},
           {decay_forward_local_kernel<T, G>, LOCAL_THREADS, sizeof(LocalMemory<T, G>)},
           TileLocal::FLOATS,
           SLICE,
-          SLICE,
-          warps};
+          SLICE};
 }
 
-// K of the forward on tensor cores, at most: the outputs' parts of four tiles, each added in 16 bits, would leave an error of
-// 4.1e-3 in bf16 where gates are near 1; of two tiles it stays below 4e-3.
+template <class T, class G, bool logits>
+ForwardKernels by_keys(const Problem& p) {
+  if (p.K <= SLICE) return kernels<T, G, logits, Keys::FEW>();
+  const bool even = (p.D + SLICE - 1) / SLICE % 2 == 0;  // every block has another beside it
+  return even ? kernels<T, G, logits, Keys::PAIR>() : kernels<T, G, logits, Keys::MANY>();
+}
+
+// K of the forward on tensor cores, at most.
 constexpr int64_t largest_tensor_key = 2 * SLICE;
 
 ForwardKernels choose(const Problem& p, bool plain) {
   if (plain) return plain_forward(p);
   return by_types(p, [&]<class T, class G>() {
     if constexpr (sizeof(T) != 2) return plain_forward(p);
-    else return has_logits(p) ? kernels<T, G, true>(p.K > SLICE) : kernels<T, G, false>(p.K > SLICE);
+    else return has_logits(p) ? by_keys<T, G, true>(p) : by_keys<T, G, false>(p);
   });
 }
 
@@ -38,19 +43,18 @@ DecayForward::DecayForward(const Problem& p)
   const ForwardKernels use = choose(p, plain_);
   for (const auto& kernel : {use.forward, use.local})
     raise_shared_memory(reinterpret_cast<const void*>(kernel.function), kernel.memory);
-  const int64_t slices = (p.D + use.values - 1) / use.values, keys = (p.K + use.keys - 1) / use.keys;
-  const int64_t bytes = slices * keys * static_cast<int64_t>(use.local_floats * sizeof(float));  // of a segment
-  cuts_ = cut(p, slices * keys, multiprocessors(p), FORWARD_LOCAL_PASS, CHUNK, bytes);
-  blocks_ = p.B * p.H * slices * keys * cuts_.count, local_blocks_ = p.B * p.H * slices * keys * cuts_.local;
-  local_floats_ = local_blocks_ * static_cast<int64_t>(use.local_floats);
-  told_ = blocks_ && keys > 1 ? 1 + blocks_ * use.waiting : 0;
-  scratch_ = static_cast<size_t>(local_floats_ + told_) * sizeof(float);
+  const int64_t slices = (p.D + use.values - 1) / use.values, tiles = (p.K + use.keys - 1) / use.keys * slices;
+  const int64_t bytes = tiles * static_cast<int64_t>(use.local_floats * sizeof(float));
+  cuts_ = cut(p, slices, multiprocessors(p), FORWARD_LOCAL_PASS, CHUNK, bytes);
+  blocks_ = p.B * p.H * slices * cuts_.count, local_blocks_ = p.B * p.H * tiles * cuts_.local;
+  const int64_t local_floats = local_blocks_ * static_cast<int64_t>(use.local_floats);
+  scratch_ = static_cast<size_t>(local_floats) * sizeof(float);
 }
 
 void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) const {
   const Problem& p = p_;
   if (!blocks_) return;
-  uint32_t* const told = static_cast<uint32_t*>(a.scratch) + local_floats_;
+  const ForwardKernels use = choose(p, plain_);
   ForwardArgs args{rows(a.v, p.data_dtype, p.D, p.D, p.v_strides),
                    gate_rows(p, a.f, p.f, p.D, p.f_strides),
                    rows(a.q, p.data_dtype, p.K, p.K, p.q_strides),
@@ -63,9 +67,7 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
                    a.cu_seqlens,
                    a.saved,
                    saved_.narrow,
-                   local_floats_ ? static_cast<float*>(a.scratch) : nullptr,
-                   told_ ? told : nullptr,
-                   told_ ? told + 1 : nullptr,
+                   local_blocks_ ? static_cast<float*>(a.scratch) : nullptr,
                    saved_.interval,
                    p.T,
                    p.H,
@@ -81,14 +83,8 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
     box(args.q, args.boxes.q, p.data_dtype), box(args.k, args.boxes.k, p.data_dtype);
     box(args.g, args.boxes.g, p.gate_dtype);
   }
-  const ForwardKernels use = choose(p, plain_);
-  const auto how = [&](const Kernel<ForwardArgs>& kernel, int64_t blocks) {
-    return config(static_cast<unsigned>(blocks), kernel.threads, kernel.memory, stream);
-  };
-  if (told_) check(cudaMemsetAsync(told, 0, static_cast<size_t>(told_) * sizeof *told, stream));
-  if (local_blocks_) launch(how(use.local, local_blocks_), use.local.function, args);
-  if (local_blocks_ && !plain_) launch_early(how(use.forward, blocks_), use.forward.function, args);
-  else launch(how(use.forward, blocks_), use.forward.function, args);
+  if (local_blocks_) launch(use.local, local_blocks_, stream, args);
+  launch(use.forward, blocks_, stream, args, local_blocks_ && !plain_);
 }
 
 }  // namespace t2fw::cuda

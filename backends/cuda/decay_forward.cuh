@@ -1,5 +1,5 @@
-// decay forward on tensor cores: a head's state by tiles of 64 values by 64 keys, its tokens by chunks of 16. A tile's outputs
-// are a sum over its keys; where there are more keys, a tile adds to what the one before left.
+// decay forward on tensor cores: a head's tokens by chunks of 16, its values by 64 a thread block, which holds their states of
+// up to 128 keys.
 //
 // Warps of two kinds work on a thread block's tile. `Inside` warps take the chunks in turn; what a chunk needs of
 // itself does not depend on the state, so as many chunks are under way at once. A lane owns two neighbouring columns of
@@ -14,6 +14,7 @@
 #include <algorithm>
 
 #include "box.cuh"
+#include "cluster.cuh"
 #include "decay_local.cuh"
 #include "forward.cuh"
 #include "kernels.hpp"
@@ -21,9 +22,24 @@
 
 namespace t2fw::cuda {
 
-// What a chunk is worked on in: its operands as they came, in the order of the tokens, and what its warp and the state warps
-// hand each other.
-template <class T, class G>
+// A block's keys: up to 64, or up to 128, whose scores it computes by itself or with another block of the head, each those of 64
+// keys for both (a pair: cluster.cuh).
+enum class Keys { FEW, MANY, PAIR };
+template <Keys kind>
+inline constexpr int parts_of = kind == Keys::FEW ? 1 : 2;  // of 64 keys
+
+// Of a chunk and 64 keys: sinks and sources, q and k times the products of g up to and behind the token, as the state meets
+// them, and their part of the scores.
+template <class T>
+struct alignas(16) ScoredKeys {
+  T sinks[CHUNK][PITCH], sources[CHUNK][PITCH];
+  float all_g[SLICE];  // products over the chunk
+  float scores[CHUNK][CHUNK];
+};
+
+// What a chunk is worked on in: its operands as they came, in the order of the tokens, and what its warp, that of the other
+// block of a pair, and the state warps hand each other.
+template <class T, class G, Keys kind>
 struct alignas(128) Desk {
   T q[CHUNK][SLICE], k[CHUNK][SLICE];
   G g[CHUNK][SLICE];
@@ -34,15 +50,12 @@ struct alignas(128) Desk {
     };
     float y[CHUNK][PITCH];  // what the entering state adds, before the products of f
   };
-  T sinks[CHUNK][PITCH], sources[CHUNK][PITCH];  // q, k times the products of g up to and behind the token
-  union {
-    T values[CHUNK][PITCH];  // v times the products of f behind the token
-    float scores[CHUNK][CHUNK];
-  };
-  T earlier[CHUNK][SLICE];  // y as the tile of the keys before left it
-  float all_f[SLICE], all_g[SLICE];  // products over the chunk
-  Gate keys_here, values_here;  // q, k and g have come; v and f
-  Gate full, done;              // the chunk is ready for the state; the state has passed through
+  ScoredKeys<T> keys[parts_of<kind>];  // of the first 64 keys and of the others
+  T values[CHUNK][PITCH];              // v times the products of f behind the token
+  float all_f[SLICE];                  // products over the chunk
+  Gate keys_here, values_here;         // q, k and g have come; v and f
+  Gate full, done;                     // the chunk is ready for the state; the state has passed through
+  Gate scores_here, sent;  // of a pair: the other block's part of the scores has come; it needs nothing it was sent any more
 };
 
 // The operands from a segment's first token on, so that a chunk's place is {0, 0, token, count}.
@@ -66,18 +79,22 @@ struct SegmentRows {
 // Chunks under way at once: two warps a scheduler beside its state warp, with up to 168 registers a thread, if an SM's
 // memory has room for their desks. Three had the room for 16-bit gates, but with 128 registers they were slower: warps of a
 // scheduler that are at different places of so long a loop wait for each other's instructions (bench/RESULTS.md).
-template <class T, class G>
-inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(SegmentRows)) / sizeof(Desk<T, G>));
+template <class T, class G, Keys kind>
+inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(SegmentRows)) / sizeof(Desk<T, G, kind>));
 
-// An inside warp. tiles: the head has others, of other keys, that have parts in y. logits: the gates are given by them.
-template <class T, class G, bool tiles, bool logits>
+// An inside warp. logits: the gates are given by them.
+template <class T, class G, Keys kind, bool logits>
 struct Inside {
   const ForwardArgs& p;
   const Task& task;
   const SegmentRows& rows;
-  Desk<T, G>& desk;
+  using OwnDesk = Desk<T, G, kind>;
+  OwnDesk& desk;
 
-  __device__ __forceinline__ int key() const { return tiles ? task.key : 0; }
+  // The part of the keys that this block scores, or scores first, and the other.
+  __device__ __forceinline__ int part() const { return kind == Keys::PAIR ? task.key / SLICE : 0; }
+  __device__ __forceinline__ ScoredKeys<T>& own() const { return desk.keys[part()]; }
+  __device__ __forceinline__ ScoredKeys<T>& other() const { return desk.keys[parts_of<kind> - 1 - part()]; }
   __device__ __forceinline__ Place place(int first) const { return {0, 0, first, min(task.length - first, CHUNK)}; }
 
   // An operand's place on the desk, its rows and boxes, and what stands behind its last token.
@@ -98,7 +115,7 @@ struct Inside {
     if (!whole || !boxed) {
       const auto bring = [&](const auto& x) {
         if (!whole || !x.boxed)
-          stage_elements<SLICE, false, true>(x.to, x.rows, place(first), column, columns, x.absent);
+          stage_elements<SLICE, true>(x.to, x.rows, place(first), column, columns, x.absent);
       };
       (bring(operands), ...);
       fence_boxes();
@@ -114,8 +131,8 @@ struct Inside {
     }
     here.arrive();
   }
-  __device__ __forceinline__ void stage_keys(int first) const {
-    stage(first, key(), p.K, desk.keys_here, rows.key_bytes, rows.keys_boxed,
+  __device__ __forceinline__ void stage_keys(int first, int part) const {
+    stage(first, part * SLICE, p.K, desk.keys_here, rows.key_bytes, rows.keys_boxed,
           Operand<T>{desk.q, rows.q, p.q.boxed, p.boxes.q, 0.f}, Operand<T>{desk.k, rows.k, p.k.boxed, p.boxes.k, 0.f},
           Operand<G>{desk.g, rows.g, p.g.boxed, p.boxes.g, absent_gate(p.g)});
   }
@@ -128,31 +145,32 @@ struct Inside {
   // y from inside the chunk; before: the products of f up to each token. v times the products behind onto the desk.
   __device__ __forceinline__ void values(float2 (&y)[CHUNK], float2 (&before)[CHUNK]) const {
     const int lane = fresh(threadIdx.x % 32);
+    const auto& scores = other().scores;
     float2 z[CHUNK];
 #pragma unroll
     for (int t = 0; t < CHUNK; ++t) {
       z[t] = widen(*reinterpret_cast<const Two<T>*>(&desk.v[t][2 * lane]));
       before[t] = rows.f.width ? gate<logits>(widen(*reinterpret_cast<const Two<G>*>(&desk.f[t][2 * lane])))
                                : float2{1.f, 1.f};
-      y[t] = desk.scores[t][t] * z[t];
+      y[t] = scores[t][t] * z[t];
     }
-    spread<1>(z, before, y);
-    spread<2>(z, before, y);
-    spread<4>(z, before, y);
-    spread<8>(z, before, y);
-    __syncwarp();
+    spread<1>(scores, z, before, y);
+    spread<2>(scores, z, before, y);
+    spread<4>(scores, z, before, y);
+    spread<8>(scores, z, before, y);
     put_values(z, before[CHUNK - 1]);
   }
 
   // Level l: the lower half of each group of 2l tokens adds to the upper half's y.
   template <int l>
-  __device__ __forceinline__ void spread(float2 (&z)[CHUNK], float2 (&before)[CHUNK], float2 (&y)[CHUNK]) const {
+  __device__ __forceinline__ static void spread(const float (&scores)[CHUNK][CHUNK], float2 (&z)[CHUNK],
+                                                float2 (&before)[CHUNK], float2 (&y)[CHUNK]) {
 #pragma unroll
     for (int first = 0; first < CHUNK; first += 2 * l) {
 #pragma unroll
       for (int t = first + l; t < first + 2 * l; ++t) {
         float a[l];
-        load_row<l>(&desk.scores[t][first], a);
+        load_row<l>(&scores[t][first], a);
         float2 sum = a[0] * z[first];
 #pragma unroll
         for (int s = 1; s < l; ++s) sum = fma(a[s], z[first + s], sum);
@@ -183,22 +201,55 @@ struct Inside {
     *reinterpret_cast<float2*>(&desk.all_f[2 * lane]) = all;
   }
 
-  // Starts to bring the outputs that the tile of the keys before has left. chunks: how many, with this one, its warp has done.
-  __device__ __forceinline__ void stage_earlier(int first, uint32_t chunks) const {
-    const int slices = (p.D + SLICE - 1) / SLICE;
-    wait_for(told(slices * p.segments), chunks);
-    cuda::stage<SLICE, true>(desk.earlier, rows.y, place(first), task.column, p.D, 0.f);
-    commit_copies();
-  }
-  // Where this warp of the thread block `back` before this one tells how many chunks it has done.
-  __device__ __forceinline__ uint32_t* told(int back) const {
-    return p.written + (int64_t{task.block} - back) * inside_warps<T, G> + threadIdx.x / 32;
-  }
+  // Whether the next chunk's keys are asked for as soon as q, k and g have been read, or when the state has been told of this
+  // chunk: by measurement.
+  static constexpr bool keys_early = kind != Keys::PAIR && sizeof(G) == 2 && !logits;
 
-  // That this warp has stored the outputs of so many chunks, if a tile of later keys adds to them. Waits until they have
-  // arrived.
-  __device__ __forceinline__ void tell_done(uint32_t chunks) const {
-    if (key() + SLICE < p.K) tell(told(0), chunks);
+  __device__ __forceinline__ void score(ScoredKeys<T>& to, uint32_t round) const {
+    desk.keys_here.wait(round % 2);
+    gated_scores<logits>(desk.q, desk.k, desk.g, to.sinks, to.sources, to.all_g, to.scores);
+  }
+  // The chunk's scores, where `other` is. next: the chunk whose keys are asked for then; there: the other block's desk.
+  __device__ __forceinline__ void scores(int first, int next, uint32_t round, uint32_t there) const {
+    if constexpr (kind == Keys::MANY) {
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i) {
+        score(desk.keys[i], i);
+        if (keys_early || i == 0) stage_keys(i ? next : first, !i);
+      }
+    } else {
+      score(own(), round);
+      if (keys_early) stage_keys(next, part());
+      if (kind == Keys::PAIR) exchange(round, there);
+    }
+    if constexpr (kind != Keys::FEW) add_scores();
+  }
+  // Sends what this block has scored to the other, and waits for the scores that come from there; the state waits for the rest.
+  __device__ __forceinline__ void exchange(uint32_t round, uint32_t there) const {
+    constexpr uint32_t operands = offsetof(ScoredKeys<T>, scores), scores = sizeof own().scores;
+    const uint32_t to = there + offsetof(OwnDesk, keys) + part() * sizeof own();
+    fence_boxes();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      copy_to_other(to + operands, own().scores, scores, there + offsetof(OwnDesk, scores_here));
+      copy_to_other(to, &own(), operands, there + offsetof(OwnDesk, full));
+      desk.scores_here.expect(scores);
+      desk.full.expect(operands);
+    }
+    desk.scores_here.arrive();
+    desk.scores_here.wait(round % 2);
+  }
+  // Of both parts. A sum of two has the same bits whichever block adds.
+  __device__ __forceinline__ void add_scores() const {
+    const int t = threadIdx.x % 32 / 2, s = threadIdx.x % 2 * 8;
+    auto* const sum = reinterpret_cast<float4*>(&other().scores[t][s]);
+    const auto* const part = reinterpret_cast<const float4*>(&own().scores[t][s]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float4 x = sum[i], z = part[i];
+      sum[i] = {x.x + z.x, x.y + z.y, x.z + z.z, x.w + z.w};
+    }
+    __syncwarp();
   }
 
   __device__ __forceinline__ void store_output(int first, const float2 (&y)[CHUNK], const float2 (&before)[CHUNK]) const {
@@ -206,11 +257,7 @@ struct Inside {
     const Place chunk = place(first);
     const int64_t next = rows.y.t;
     T* to = const_cast<T*>(at<T>(rows.y, chunk, 0, c));
-    const bool adds = tiles && key();
-    const auto sum = [&](int t) {
-      const float2 own = fma(before[t], *reinterpret_cast<const float2*>(&desk.y[t][2 * lane]), y[t]);
-      return adds ? own + widen(*reinterpret_cast<const Two<T>*>(&desk.earlier[row_of(t)][2 * lane])) : own;
-    };
+    const auto sum = [&](int t) { return fma(before[t], *reinterpret_cast<const float2*>(&desk.y[t][2 * lane]), y[t]); };
     if (copied(rows.y, chunk)) {
       if (c >= p.D) return;
 #pragma unroll
@@ -226,32 +273,30 @@ struct Inside {
   }
 
   __device__ __forceinline__ void run(int warp) const {
-    constexpr int stride = inside_warps<T, G> * CHUNK;
+    constexpr int stride = inside_warps<T, G, kind> * CHUNK;
     if (!rows.g.width) fill<SLICE>(desk.g, absent_gate(rows.g));  // nothing is brought there
     fence_boxes();  // the barriers, too, are ready for boxes
     __syncwarp();
-    stage_keys(warp * CHUNK);
+    stage_keys(warp * CHUNK, part());
     stage_values(warp * CHUNK);
     uint32_t chunks = 0;  // done by this warp
+    constexpr bool paired = kind == Keys::PAIR;
+    const uint32_t there = paired ? other_address(&desk) : 0;
     for (int first = warp * CHUNK; first < task.length; first += stride) {
       float2 y[CHUNK], before[CHUNK];
-      desk.keys_here.wait(chunks % 2);
-      gated_scores<logits>(desk.q, desk.k, desk.g, desk.sinks, desk.sources, desk.all_g, desk.scores);
-      __syncwarp();
+      if (paired && chunks) wait_for_other(desk.sent, (chunks - 1) % 2);
+      scores(first, first + stride, chunks, there);
       desk.values_here.wait(chunks % 2);
       values(y, before);
       desk.full.arrive();  // what follows takes time that the state needs
-      if (tiles && chunks) tell_done(chunks);  // of the chunk before: its stores have had time to arrive
-      if (tiles && key()) stage_earlier(first, chunks + 1);
-      stage_keys(first + stride);
+      if (!keys_early) stage_keys(first + stride, part());
       desk.done.wait(chunks++ % 2);
       fence_boxes();  // v and f come to where the state warps have written; here it waits for no store to global memory
-      if (tiles) wait_copies<0>();
+      if (paired) arrive_at_other(there + offsetof(OwnDesk, sent));
       store_output(first, y, before);
       __syncwarp();
       stage_values(first + stride);
     }
-    if (tiles && chunks) tell_done(chunks);
   }
 };
 
@@ -261,34 +306,41 @@ __device__ __forceinline__ uint32_t left_row(const T (&rows)[CHUNK][P], int lane
   return shared_address(&rows[row_of(lane % 16)][lane / 16 * 8]);
 }
 
-// A state warp. tiles: as above.
-template <class T, class G, bool tiles>
+// A state warp: 16 rows.
+template <class T, class G, Keys kind>
 struct State {
-  using Desk = cuda::Desk<T, G>;
-  using Rows = StateRows<T, SLICE>;
-  static constexpr int turns = inside_warps<T, G>;
+  using Desk = cuda::Desk<T, G, kind>;
+  static constexpr int turns = inside_warps<T, G, kind>, parts = parts_of<kind>;
+  using Rows = StateRows<T, SLICE>[parts];
   const ForwardArgs& p;
   const Task& task;
   Desk* desks;
   int warp;
 
-  __device__ __forceinline__ int key() const { return tiles ? task.key : 0; }
-  __device__ __forceinline__ float* local(int segment) const { return task.local(p, TileLocal::FLOATS, segment); }
+  __device__ __forceinline__ int first_row() const { return task.column + warp * 16; }
+  // Of a segment and the keys from 64 part on. The tiles of a head in order: by keys, then by values.
+  __device__ __forceinline__ float* local(int segment, int part) const {
+    const int slices = (p.D + SLICE - 1) / SLICE;
+    return task.local(p, TileLocal::FLOATS, segment) + int64_t{part} * slices * p.local_segments * TileLocal::FLOATS;
+  }
 
   // desk.y = S q_t, without the products of f.
   __device__ __forceinline__ void output(Desk& desk, const Rows& rows) const {
     const int lane = threadIdx.x % 32, g = lane / 4, j = lane % 4 * 2, d = warp * 16;
-    const uint32_t row = left_row(desk.sinks, lane);
-    const auto& S = rows.S;
     float y[2][2][4] = {};  // even and odd slabs apart: two chains of products
 #pragma unroll
-    for (int i = 0; i < SLICE / 16; ++i) {
-      uint32_t q[4];
-      load_matrices(q, row + i * 16 * sizeof(T));
-      const auto low = [&](int n) { return bits(narrow<T>(float2{S[n][0], S[n][1]})); };
-      const auto high = [&](int n) { return bits(narrow<T>(float2{S[n][2], S[n][3]})); };
-      multiply_add<T>(y[i % 2][0], q, low(2 * i), low(2 * i + 1));
-      multiply_add<T>(y[i % 2][1], q, high(2 * i), high(2 * i + 1));
+    for (int part = 0; part < parts; ++part) {
+      const uint32_t row = left_row(desk.keys[part].sinks, lane);
+      const auto& S = rows[part].S;
+#pragma unroll
+      for (int i = 0; i < SLICE / 16; ++i) {
+        uint32_t q[4];
+        load_matrices(q, row + i * 16 * sizeof(T));
+        const auto low = [&](int n) { return bits(narrow<T>(float2{S[n][0], S[n][1]})); };
+        const auto high = [&](int n) { return bits(narrow<T>(float2{S[n][2], S[n][3]})); };
+        multiply_add<T>(y[i % 2][0], q, low(2 * i), low(2 * i + 1));
+        multiply_add<T>(y[i % 2][1], q, high(2 * i), high(2 * i + 1));
+      }
     }
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -299,26 +351,54 @@ struct State {
   }
 
   __device__ __forceinline__ void save(Rows& rows, int64_t number) const {
-    const int first_row = task.column + warp * 16, width = static_cast<int>(SavedRow::width(p.K));
-    if (p.narrow) {
-      T* const saved = static_cast<T*>(p.checkpoints) + number * p.D * width;
-      rows.pieces(first_row, key(), [&](uint4 piece, int d, int at) {
-        if (d < p.D && at < width) *reinterpret_cast<uint4*>(&saved[d * width + at]) = piece;
-      });
-    } else {
-      float* const saved = static_cast<float*>(p.checkpoints) + number * p.D * p.K;
-      rows.each(first_row, key(), p.D, p.K, [&](float& s, int d, int key) { saved[int64_t{key} * p.D + d] = s; });
+    const int width = static_cast<int>(SavedRow::width(p.K));
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+      if (p.narrow) {
+        T* const saved = static_cast<T*>(p.checkpoints) + number * p.D * width;
+        rows[part].pieces(first_row(), part * SLICE, [&](uint4 piece, int d, int at) {
+          if (d < p.D && at < width) *reinterpret_cast<uint4*>(&saved[d * width + at]) = piece;
+        });
+      } else {
+        float* const saved = static_cast<float*>(p.checkpoints) + number * p.D * p.K;
+        rows[part].each(first_row(), part * SLICE, p.D, p.K,
+                        [&](float& s, int d, int key) { saved[int64_t{key} * p.D + d] = s; });
+      }
     }
   }
 
+  // The state before the segment.
+  __device__ __forceinline__ void enter(Rows& rows) const {
+    const Segment& segment = task.segment;
+    const int thread = warp * 32 + threadIdx.x % 32;
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+      StateRows<T, SLICE>& state = rows[part];
+      if (segment.count > 1) TileLocal::get(local(segment.count - 1, part), thread, state.S);
+      else state.load(p.initial_state, task.sequence.n, task.h, first_row(), part * SLICE, p.D, p.K);
+      for (int s = 0; s < segment.number; ++s) TileLocal::pass(local(s, part), thread, state.S);  // always in this order
+    }
+  }
+
+  // Takes the state through a chunk.
+  __device__ __forceinline__ void pass(Desk& desk, Rows& rows, uint32_t round) const {
+    typename StateRows<T, SLICE>::Values values;
+    typename StateRows<T, SLICE>::Keys keys[parts];
+    desk.full.wait(round);
+    values.load(desk.values, desk.all_f, warp * 16);
+#pragma unroll
+    for (int part = 0; part < parts; ++part) keys[part].load(desk.keys[part].sources, desk.keys[part].all_g, 0);
+    output(desk, rows);
+    desk.done.arrive();
+#pragma unroll
+    for (int part = 0; part < parts; ++part) rows[part].apply(values, keys[part]);
+  }
+
   __device__ __forceinline__ void run() const {
-    const int first_row = task.column + warp * 16, thread = warp * 32 + threadIdx.x % 32;
     Rows rows;
     const Segment& segment = task.segment;
     if (p.local) wait_for_launch();
-    if (segment.count > 1) TileLocal::get(local(segment.count - 1), thread, rows.S);
-    else rows.load(p.initial_state, task.sequence.n, task.h, first_row, key(), p.D, p.K);
-    for (int s = 0; s < segment.number; ++s) TileLocal::pass(local(s), thread, rows.S);  // always in this order
+    enter(rows);
     const int interval = static_cast<int>(p.interval);
     int64_t number = max(segment.start - 1, 0) / interval;
     int next = p.checkpoints ? (static_cast<int>(number) + 1) * interval - segment.start : -1;
@@ -329,47 +409,54 @@ struct State {
         save(rows, (task.sequence.checkpoint + number++) * p.H + task.h);
         next += interval;
       }
-      Desk& desk = desks[turn];
-      typename Rows::Values values;
-      typename Rows::Keys keys;
-      desk.full.wait(round);
-      values.load(desk.values, desk.all_f, warp * 16), keys.load(desk.sources, desk.all_g, 0);
-      output(desk, rows);
-      desk.done.arrive();
-      rows.apply(values, keys);
+      pass(desks[turn], rows, round);
       if (++turn == turns) turn = 0, round ^= 1;
     }
-    if (segment.last()) rows.store(p.final_state, task.sequence.n, task.h, first_row, key(), p.D, p.K);
+    if (!segment.last()) return;
+#pragma unroll
+    for (int part = 0; part < parts; ++part)
+      rows[part].store(p.final_state, task.sequence.n, task.h, first_row(), part * SLICE, p.D, p.K);
   }
 };
 
-template <class T, class G, bool tiles, bool logits>
-__global__ void __launch_bounds__(32 * (inside_warps<T, G> + STATE_WARPS), 1)
+// What a block takes of a head. In a pair: 64 of 128 values, and of all keys the 64 that it scores.
+template <Keys kind>
+__device__ __forceinline__ Task task_of(const ForwardArgs& p) {
+  constexpr bool paired = kind == Keys::PAIR;
+  constexpr int values = paired ? 2 * SLICE : SLICE, keys = parts_of<kind> * SLICE;
+  const int slices = (p.D + SLICE - 1) / SLICE;
+  Task task = Task::of<true>(p, paired ? blockIdx.x / 2 : blockIdx.x, values, keys);
+  if (paired) task.column += pair_rank() * SLICE, task.key = pair_rank() * SLICE;
+  if (kind != Keys::FEW)  // that of its first keys, among those in which `local` leaves states
+    task.row = task.row / (paired ? slices / 2 : slices) * 2 * slices + task.column / SLICE;
+  return task;
+}
+
+template <class T, class G, Keys kind, bool logits>
+__global__ void __launch_bounds__(32 * (inside_warps<T, G, kind> + STATE_WARPS), 1)
     decay_forward_kernel(const __grid_constant__ ForwardArgs p) {
   extern __shared__ __align__(128) char memory[];
-  constexpr int inside = inside_warps<T, G>;
-  auto* const desks = reinterpret_cast<Desk<T, G>*>(memory);
-  __shared__ int number;
-  if (tiles && threadIdx.x == 0) number = started(p.started);
-  if (tiles) __syncthreads();
-  const Task task = Task::of<true>(p, tiles ? number : blockIdx.x, SLICE, SLICE);
+  constexpr int inside = inside_warps<T, G, kind>;
+  auto* const desks = reinterpret_cast<Desk<T, G, kind>*>(memory);
+  const Task task = task_of<kind>(p);
   const int warp = warp_number();
   if (p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
   if (!task.segment.count) return;
   __shared__ SegmentRows rows;
   if (threadIdx.x == 32 * inside) rows.place<T, G>(p, task);
   if (threadIdx.x < inside) {
-    desks[threadIdx.x].full.init(1);
-    desks[threadIdx.x].done.init(STATE_WARPS);
-    desks[threadIdx.x].keys_here.init(1);
-    desks[threadIdx.x].values_here.init(1);
+    auto& desk = desks[threadIdx.x];
+    for (Gate* gate : {&desk.keys_here, &desk.values_here, &desk.full, &desk.scores_here, &desk.sent}) gate->init(1);
+    desk.done.init(STATE_WARPS);
   }
-  __syncthreads();
+  if constexpr (kind == Keys::PAIR) sync_pair();
+  else __syncthreads();
   if (warp < inside) {
-    Inside<T, G, tiles, logits>{p, task, rows, desks[warp]}.run(warp);
+    Inside<T, G, kind, logits>{p, task, rows, desks[warp]}.run(warp);
   } else {
-    State<T, G, tiles>{p, task, desks, warp - inside}.run();
+    State<T, G, kind>{p, task, desks, warp - inside}.run();
   }
+  if constexpr (kind == Keys::PAIR) __syncwarp(), sync_pair();  // until then the other block may send
 }
 
 template <class T, class G>

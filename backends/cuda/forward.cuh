@@ -18,8 +18,6 @@ struct ForwardArgs {
   void* checkpoints;   // `Saved` by forward, or NULL
   bool narrow;
   float* local;        // what `local` leaves of every segment; NULL if none is cut
-  uint32_t* started;   // where tiles share the keys of a head: zero, to count thread blocks, and zeros
-  uint32_t* written;   // for each block's warps to tell how far they are
   int64_t interval, T, H, segment;  // tokens between saved states, and in a segment at most: multiples of CHUNK
   int D, K, segments, local_segments, sequences;  // slots of a batch row (Segment); sequences: of a packed batch, else 0
 };
@@ -30,7 +28,6 @@ struct ForwardKernels {
   Kernel<ForwardArgs> forward, local;
   size_t local_floats;   // what `local` leaves of a segment
   int64_t values, keys;  // of a tile
-  int waiting;           // warps of a block that wait for those of a tile of other keys
 };
 
 // The plain ones: of any data, K up to largest_key.
@@ -43,7 +40,6 @@ struct Task {
   int64_t h, row;     // row: of those that a tile of a batch row's head makes
   int begin, length;  // the segment's tokens in the batch row
   int column, key;    // the tile's first value and key
-  int block;          // number of the thread block
 
   // outputs: of the kernel that writes them, else of `local`
   template <bool outputs>
@@ -51,7 +47,6 @@ struct Task {
     const int segments = outputs ? p.segments : p.local_segments;
     const int slices = (p.D + values - 1) / values, tiles = (p.K + keys - 1) / keys * slices;
     Task t;
-    t.block = static_cast<int>(block);
     t.row = block / segments;
     const int tile = static_cast<int>(t.row % tiles);
     t.column = tile % slices * values;

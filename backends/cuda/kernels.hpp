@@ -46,8 +46,7 @@ class DecayForward {
   bool plain_;
   Segments cuts_;
   int64_t blocks_, local_blocks_;  // thread blocks, and those of the kernel for local states
-  int64_t local_floats_, told_;    // in scratch: of all segments' local states; `started` and `written`
-  size_t scratch_;
+  size_t scratch_;  // bytes, for all segments' local states
 };
 
 // decay backward of one plan, from the states that forward saved.

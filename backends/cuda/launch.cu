@@ -15,12 +15,6 @@ void check(cudaError_t error) {
   throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
-cudaLaunchConfig_t config(dim3 grid, unsigned threads, size_t memory, cudaStream_t stream) {
-  cudaLaunchConfig_t how{};
-  how.gridDim = grid, how.blockDim = dim3(threads), how.dynamicSmemBytes = memory, how.stream = stream;
-  return how;
-}
-
 bool tensor_cores(const Problem& p) { return bytes_of(p.data_dtype) == 2 && most_shared_memory(p) >= shared_memory; }
 
 void raise_shared_memory(const void* kernel, size_t bytes) {

@@ -9,29 +9,32 @@
 
 namespace t2fw::cuda {
 
-// A kernel, a block's threads and its shared bytes.
+// A kernel, a block's threads and its shared bytes, and how many blocks reach each other's shared memory.
 template <class Args>
 struct Kernel {
   void (*function)(Args);
   unsigned threads;
   size_t memory;
+  unsigned cluster = 1;
 };
 
-// How a kernel is launched; memory: its shared bytes.
-cudaLaunchConfig_t config(dim3 grid, unsigned threads, size_t memory, cudaStream_t stream);
-// The one way to launch, whose status cudaGetLastError would mix with an application's earlier one.
+// The one way to launch, whose status cudaGetLastError would mix with an application's earlier one. early: right behind a
+// kernel that lets it, it may start before that one's end, which it awaits by wait_for_launch.
 template <class Args>
-void launch(const cudaLaunchConfig_t& how, void (*kernel)(Args), const Args& args) {
-  check(cudaLaunchKernelEx(&how, kernel, args));
-}
-// The same right behind a kernel that lets it: it may start before that one's end, which it awaits by wait_for_launch.
-template <class Args>
-void launch_early(cudaLaunchConfig_t how, void (*kernel)(Args), const Args& args) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  how.attrs = &early, how.numAttrs = 1;
-  launch(how, kernel, args);
+void launch(const Kernel<Args>& kernel, int64_t blocks, cudaStream_t stream, const Args& args, bool early = false) {
+  cudaLaunchAttribute more[2]{};
+  cudaLaunchConfig_t how{};
+  how.gridDim = dim3(static_cast<unsigned>(blocks)), how.blockDim = dim3(kernel.threads);
+  how.dynamicSmemBytes = kernel.memory, how.stream = stream, how.attrs = more;
+  if (early) {
+    more[how.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    more[how.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (kernel.cluster > 1) {
+    more[how.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    more[how.numAttrs++].val.clusterDim = {kernel.cluster, 1, 1};
+  }
+  check(cudaLaunchKernelEx(&how, kernel.function, args));
 }
 
 // Whether the kernels on tensor cores can take the plan: they need 16-bit data and shared memory. The plain ones take every

@@ -178,7 +178,7 @@ void step(const Problem& p, const t2fw_step_args& a, cudaStream_t stream) {
                       static_cast<int>(p.H),
                       static_cast<int>(p.D),
                       static_cast<int>(p.K)};
-  launch(config(static_cast<unsigned>(blocks), THREADS, 0, stream), choose(p, vector_access(p, a)), args);
+  launch<StepArgs>({choose(p, vector_access(p, a)), THREADS, 0}, blocks, stream, args);
 }
 
 }  // namespace t2fw::cuda
