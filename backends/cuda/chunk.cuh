@@ -65,12 +65,20 @@ struct Copies {
   // from: what lies there; step: bytes from a token to the next.
   template <int P>
   __device__ __forceinline__ void start(E (&to)[CHUNK][P], const E* from, int64_t step) const {
+    copy(to, from, step, [](E* row, const char* there) { copy_async(row, there); });
+  }
+  template <int P>
+  __device__ __forceinline__ void start_if(bool wanted, E (&to)[CHUNK][P], const E* from, int64_t step) const {
+    copy(to, from, step, [wanted](E* row, const char* there) { copy_async_if(wanted, row, there); });
+  }
+  template <int P, class One>
+  __device__ __forceinline__ void copy(E (&to)[CHUNK][P], const E* from, int64_t step, const One& one) const {
     step *= rows;  // read once: behind a copy the compiler would read it again
     auto* next = reinterpret_cast<const char*>(from);
     E *const row = &to[t][j], *const swapped = rows == 4 ? &to[t ^ 2][j] : row;
 #pragma unroll
     for (int i = 0; i < CHUNK; i += rows, next += step)
-      copy_async(i < CHUNK / 2 ? row + i * P : swapped + (rows == 4 ? i : i ^ 2) * P, next);  // row_of(t + i)
+      one(i < CHUNK / 2 ? row + i * P : swapped + (rows == 4 ? i : i ^ 2) * P, next);  // row_of(t + i)
   }
 };
 
@@ -104,7 +112,7 @@ struct alignas(16) TileRows {
   template <class E, int P>
   __device__ __forceinline__ void stage(E (&to)[CHUNK][P], uint32_t first) const {
     const Copies<SLICE, E> copies;
-    if (static_cast<uint32_t>(copies.j) < columns) copies.start(to, at<E>(first + copies.t, copies.j), step);
+    copies.start_if(static_cast<uint32_t>(copies.j) < columns, to, at<E>(first + copies.t, copies.j), step);
   }
 };
 

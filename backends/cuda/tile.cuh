@@ -227,6 +227,11 @@ __device__ __forceinline__ int warp_number() { return __shfl_sync(~0u, threadIdx
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
+// If `wanted`, without a branch.
+__device__ __forceinline__ void copy_async_if(bool wanted, void* to, const void* from) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p cp.async.cg.shared.global [%0], [%1], 16;\n}"
+               ::"r"(shared_address(to)), "l"(from), "r"(static_cast<int>(wanted)) : "memory");
+}
 __device__ __forceinline__ void copy_word_async(void* to, const void* from) {  // 4 bytes
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
