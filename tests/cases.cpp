@@ -82,6 +82,9 @@ const std::vector<Case>& all_cases() {
       decay(BF16, BF16, F32, FULL, FULL, 1, 40, 80, 72, 100),
       decay(F16, F32, F32, FULL, HEAD, 1, 530, 1, 200, 100, Mixed, true, Packed),
       decay(BF16, BF16, F32, HEAD, FULL, 1, 530, 1, 130, 72, Mixed, true, Bhtx),
+      // the same of two heads, cut into segments
+      decay(BF16, BF16, F32, FULL, FULL, 1, 1600, 2, 72, 100, Sigmoid),
+      decay(BF16, BF16, F32, FULL, FULL, 1, 2000, 2, 130, 72, Sigmoid),
       decay(F32, F32, F32, FULL, FULL, 1, 300, 1, 16, 16, Opposed, false),
       decay(F32, F32, F32, FULL, FULL, 2, 777, 1, 72, 64, Mixed),
       decay(F32, F32, F32, FULL, FULL, 1, 530, 1, 33, 130, Slow, true, Packed),

@@ -11,6 +11,7 @@ __device__ __forceinline__ int pair_rank() { return static_cast<int>(blockIdx.x 
 // A barrier of all threads of both blocks, which behind it see each other's writes, and gates that were made ready.
 __device__ __forceinline__ void sync_pair() {
 #if __CUDA_ARCH__ >= 900
+  __syncwarp();
   asm volatile("fence.mbarrier_init.release.cluster;\nbarrier.cluster.arrive.release.aligned;\n"
                "barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else

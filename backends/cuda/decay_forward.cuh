@@ -1,7 +1,7 @@
 // decay forward on tensor cores: a head's tokens by chunks of 16, its values by 64 a thread block, which holds their states of
 // up to 128 keys.
 //
-// Warps of two kinds work on a thread block's tile. `Inside` warps take the chunks in turn; what a chunk needs of
+// Warps of two kinds work in a thread block. `Inside` warps take the chunks in turn; what a chunk needs of
 // itself does not depend on the state, so as many chunks are under way at once. A lane owns two neighbouring columns of
 // all 16 tokens, so that products of gates never leave its registers. Pairs of tokens are split at their power-of-two
 // boundary (recurrences.md): on the key side quarters go by hand and a level above them is a matrix product (scores.cuh), on
@@ -91,8 +91,8 @@ struct Inside {
   using OwnDesk = Desk<T, G, kind>;
   OwnDesk& desk;
 
-  // The part of the keys that this block scores, or scores first, and the other.
-  __device__ __forceinline__ int part() const { return kind == Keys::PAIR ? task.key / SLICE : 0; }
+  // The part of the keys that this block scores, or scores first, and the other (of one part, the same).
+  __device__ __forceinline__ int part() const { return kind == Keys::PAIR ? pair_rank() : 0; }
   __device__ __forceinline__ ScoredKeys<T>& own() const { return desk.keys[part()]; }
   __device__ __forceinline__ ScoredKeys<T>& other() const { return desk.keys[parts_of<kind> - 1 - part()]; }
   __device__ __forceinline__ Place place(int first) const { return {0, 0, first, min(task.length - first, CHUNK)}; }
@@ -226,14 +226,14 @@ struct Inside {
   }
   // Sends what this block has scored to the other, and waits for the scores that come from there; the state waits for the rest.
   __device__ __forceinline__ void exchange(uint32_t round, uint32_t there) const {
-    constexpr uint32_t operands = offsetof(ScoredKeys<T>, scores), scores = sizeof own().scores;
+    constexpr uint32_t operands = offsetof(ScoredKeys<T>, scores), rest = sizeof(ScoredKeys<T>) - operands;
     const uint32_t to = there + offsetof(OwnDesk, keys) + part() * sizeof own();
     fence_boxes();
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
-      copy_to_other(to + operands, own().scores, scores, there + offsetof(OwnDesk, scores_here));
+      copy_to_other(to + operands, own().scores, rest, there + offsetof(OwnDesk, scores_here));
       copy_to_other(to, &own(), operands, there + offsetof(OwnDesk, full));
-      desk.scores_here.expect(scores);
+      desk.scores_here.expect(rest);
       desk.full.expect(operands);
     }
     desk.scores_here.arrive();
@@ -419,15 +419,15 @@ struct State {
   }
 };
 
-// What a block takes of a head. In a pair: 64 of 128 values, and of all keys the 64 that it scores.
+// What a block takes of a head: 64 values, all keys.
 template <Keys kind>
 __device__ __forceinline__ Task task_of(const ForwardArgs& p) {
   constexpr bool paired = kind == Keys::PAIR;
   constexpr int values = paired ? 2 * SLICE : SLICE, keys = parts_of<kind> * SLICE;
   const int slices = (p.D + SLICE - 1) / SLICE;
   Task task = Task::of<true>(p, paired ? blockIdx.x / 2 : blockIdx.x, values, keys);
-  if (paired) task.column += pair_rank() * SLICE, task.key = pair_rank() * SLICE;
-  if (kind != Keys::FEW)  // that of its first keys, among those in which `local` leaves states
+  if (paired) task.column += pair_rank() * SLICE;
+  if (kind != Keys::FEW)  // `local` has two tiles for it
     task.row = task.row / (paired ? slices / 2 : slices) * 2 * slices + task.column / SLICE;
   return task;
 }
@@ -456,7 +456,7 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G, kind> + STATE_WARPS),
   } else {
     State<T, G, kind>{p, task, desks, warp - inside}.run();
   }
-  if constexpr (kind == Keys::PAIR) __syncwarp(), sync_pair();  // until then the other block may send
+  if constexpr (kind == Keys::PAIR) sync_pair();  // until then the other block may send
 }
 
 template <class T, class G>

@@ -22,24 +22,25 @@ struct ForwardArgs {
   int D, K, segments, local_segments, sequences;  // slots of a batch row (Segment); sequences: of a packed batch, else 0
 };
 
-// A kernel for each head, tile of its state and segment, and the one that goes before it where there are segments: it leaves
-// each segment's state from zero and its products of gates, from which every segment finds the state it starts from.
+// A kernel for each head, its values by so many, and segment, and the one that goes before it where there are segments: it
+// leaves each segment's state from zero and its products of gates, tile by tile, from which every segment finds the state it
+// starts from.
 struct ForwardKernels {
   Kernel<ForwardArgs> forward, local;
   size_t local_floats;   // what `local` leaves of a segment
-  int64_t values, keys;  // of a tile
+  int64_t values, keys;  // of a tile of `local`; the forward's block has as many values, and all keys
 };
 
 // The plain ones: of any data, K up to largest_key.
 ForwardKernels plain_forward(const Problem& p);
 
-// One segment of one head, and the tile of its state that a thread block takes.
+// One segment of one head, and what of its state a thread block takes.
 struct Task {
   Sequence sequence;
   Segment segment;
-  int64_t h, row;     // row: of those that a tile of a batch row's head makes
+  int64_t h, row;     // row: of its (first) tile, among those of `local`
   int begin, length;  // the segment's tokens in the batch row
-  int column, key;    // the tile's first value and key
+  int column, key;    // its first value and key
 
   // outputs: of the kernel that writes them, else of `local`
   template <bool outputs>

@@ -46,7 +46,7 @@ class DecayForward {
   bool plain_;
   Segments cuts_;
   int64_t blocks_, local_blocks_;  // thread blocks, and those of the kernel for local states
-  size_t scratch_;  // bytes, for all segments' local states
+  size_t scratch_;                 // bytes, for all segments' local states
 };
 
 // decay backward of one plan, from the states that forward saved.

@@ -150,7 +150,7 @@ __device__ __forceinline__ E load_written(const E* from) {
   }
 }
 
-// A kernel's first word to the one behind it in the stream, if that was launched by launch_early: it may start where there is
+// A kernel's first word to the one behind it in the stream, if that was launched early (launch.hpp): it may start where there is
 // room. And how that one waits until this one has ended, and sees what it wrote.
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
@@ -296,7 +296,8 @@ struct Gate {
   __device__ __forceinline__ void init(int warps) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(EACH * warps) : "memory");
   }
-  // By one lane of a warp that then arrives: it opens no sooner than so many bytes have come in boxes (box.cuh).
+  // By one lane of a warp that then arrives: it opens no sooner than so many bytes have come in boxes (box.cuh), or from
+  // another block (cluster.cuh).
   __device__ __forceinline__ void expect(uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;"
