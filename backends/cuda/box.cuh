@@ -16,8 +16,8 @@ struct BoxPlace {
   int column, token, h, b;
 };
 
-// Between what this thread has written to shared memory, or seen of what others wrote, and what is copied there or from there in
-// bulk: boxes, and what blocks send each other (cluster.cuh).
+// Between what this thread has written to shared memory, or seen of what others wrote, and what is copied there or from there
+// in bulk: boxes, and what blocks send each other (cluster.cuh).
 __device__ __forceinline__ void fence_boxes() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

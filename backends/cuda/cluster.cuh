@@ -1,5 +1,5 @@
-// Thread blocks in pairs (a cluster of two), that reach each other's shared memory: what one has there, the other has at the same
-// place.
+// Thread blocks in pairs (a cluster of two), that reach each other's shared memory: what one has there, the other has at the
+// same place.
 #pragma once
 
 #include "tile.cuh"

@@ -22,8 +22,8 @@
 
 namespace t2fw::cuda {
 
-// A block's keys: up to 64, or up to 128, whose scores it computes by itself or with another block of the head, each those of 64
-// keys for both (a pair: cluster.cuh).
+// A block's keys: up to 64, or up to 128, whose scores it computes by itself or with another block of the head, each those of
+// 64 keys for both (a pair: cluster.cuh).
 enum class Keys { FEW, MANY, PAIR };
 template <Keys kind>
 inline constexpr int parts_of = kind == Keys::FEW ? 1 : 2;  // of 64 keys

@@ -150,8 +150,8 @@ __device__ __forceinline__ E load_written(const E* from) {
   }
 }
 
-// A kernel's first word to the one behind it in the stream, if that was launched early (launch.hpp): it may start where there is
-// room. And how that one waits until this one has ended, and sees what it wrote.
+// A kernel's first word to the one behind it in the stream, if that was launched early (launch.hpp): it may start where there
+// is room. And how that one waits until this one has ended, and sees what it wrote.
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
