@@ -7,11 +7,11 @@
 namespace t2fw::cuda {
 namespace {
 
-template <class T, class G, bool logits, Keys kind>
+template <class T, class G, bool logits, KeyPlan kind>
 ForwardKernels kernels() {
   constexpr int warps = inside_warps<T, G, kind>;
   return {{decay_forward_kernel<T, G, kind, logits>, 32 * (warps + STATE_WARPS), warps * sizeof(Desk<T, G, kind>),
-           kind == Keys::PAIR ? 2u : 1u},
+           kind == KeyPlan::PAIR ? 2u : 1u},
           {decay_forward_local_kernel<T, G>, LOCAL_THREADS, sizeof(LocalMemory<T, G>)},
           TileLocal::FLOATS,
           SLICE,
@@ -20,9 +20,9 @@ ForwardKernels kernels() {
 
 template <class T, class G, bool logits>
 ForwardKernels by_keys(const Problem& p) {
-  if (p.K <= SLICE) return kernels<T, G, logits, Keys::FEW>();
+  if (p.K <= SLICE) return kernels<T, G, logits, KeyPlan::FEW>();
   const bool even = (p.D + SLICE - 1) / SLICE % 2 == 0;  // every block has another beside it
-  return even ? kernels<T, G, logits, Keys::PAIR>() : kernels<T, G, logits, Keys::MANY>();
+  return even ? kernels<T, G, logits, KeyPlan::PAIR>() : kernels<T, G, logits, KeyPlan::MANY>();
 }
 
 // K of the forward on tensor cores, at most.

@@ -1,8 +1,8 @@
 // decay forward on tensor cores: a head's tokens by chunks of 16, its values by 64 a thread block, which holds their states of
 // up to 128 keys.
 //
-// Warps of two kinds work in a thread block. `Inside` warps take the chunks in turn; what a chunk needs of
-// itself does not depend on the state, so as many chunks are under way at once. A lane owns two neighbouring columns of
+// Warps of two kinds work in a thread block. `Inside` warps take the chunks in turn; what a chunk needs of itself does not depend
+// on the state, so as many chunks are under way at once. A lane owns two neighbouring columns of
 // all 16 tokens, so that products of gates never leave its registers. Pairs of tokens are split at their power-of-two
 // boundary (recurrences.md): on the key side quarters go by hand and a level above them is a matrix product (scores.cuh), on
 // the value side all are sums in fp32. The four `state` warps take the chunks in order: each holds 16 rows of the state in
@@ -24,9 +24,9 @@ namespace t2fw::cuda {
 
 // A block's keys: up to 64, or up to 128, whose scores it computes by itself or with another block of the head, each those of
 // 64 keys for both (a pair: cluster.cuh).
-enum class Keys { FEW, MANY, PAIR };
-template <Keys kind>
-inline constexpr int parts_of = kind == Keys::FEW ? 1 : 2;  // of 64 keys
+enum class KeyPlan { FEW, MANY, PAIR };
+template <KeyPlan kind>
+inline constexpr int parts_of = kind == KeyPlan::FEW ? 1 : 2;  // of 64 keys
 
 // Of a chunk and 64 keys: sinks and sources, q and k times the products of g up to and behind the token, as the state meets
 // them, and their part of the scores.
@@ -39,7 +39,7 @@ struct alignas(16) ScoredKeys {
 
 // What a chunk is worked on in: its operands as they came, in the order of the tokens, and what its warp, that of the other
 // block of a pair, and the state warps hand each other.
-template <class T, class G, Keys kind>
+template <class T, class G, KeyPlan kind>
 struct alignas(128) Desk {
   T q[CHUNK][SLICE], k[CHUNK][SLICE];
   G g[CHUNK][SLICE];
@@ -79,11 +79,11 @@ struct SegmentRows {
 // Chunks under way at once: two warps a scheduler beside its state warp, with up to 168 registers a thread, if an SM's
 // memory has room for their desks. Three had the room for 16-bit gates, but with 128 registers they were slower: warps of a
 // scheduler that are at different places of so long a loop wait for each other's instructions (bench/RESULTS.md).
-template <class T, class G, Keys kind>
+template <class T, class G, KeyPlan kind>
 inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(SegmentRows)) / sizeof(Desk<T, G, kind>));
 
 // An inside warp. logits: the gates are given by them.
-template <class T, class G, Keys kind, bool logits>
+template <class T, class G, KeyPlan kind, bool logits>
 struct Inside {
   const ForwardArgs& p;
   const Task& task;
@@ -92,7 +92,7 @@ struct Inside {
   OwnDesk& desk;
 
   // The part of the keys that this block scores, or scores first, and the other (of one part, the same).
-  __device__ __forceinline__ int part() const { return kind == Keys::PAIR ? pair_rank() : 0; }
+  __device__ __forceinline__ int part() const { return kind == KeyPlan::PAIR ? pair_rank() : 0; }
   __device__ __forceinline__ ScoredKeys<T>& own() const { return desk.keys[part()]; }
   __device__ __forceinline__ ScoredKeys<T>& other() const { return desk.keys[parts_of<kind> - 1 - part()]; }
   __device__ __forceinline__ Place place(int first) const { return {0, 0, first, min(task.length - first, CHUNK)}; }
@@ -203,7 +203,7 @@ struct Inside {
 
   // Whether the next chunk's keys are asked for as soon as q, k and g have been read, or when the state has been told of this
   // chunk: by measurement.
-  static constexpr bool keys_early = kind != Keys::PAIR && sizeof(G) == 2 && !logits;
+  static constexpr bool keys_early = kind != KeyPlan::PAIR && sizeof(G) == 2 && !logits;
 
   __device__ __forceinline__ void score(ScoredKeys<T>& to, uint32_t round) const {
     desk.keys_here.wait(round % 2);
@@ -211,7 +211,7 @@ struct Inside {
   }
   // The chunk's scores, where `other` is. next: the chunk whose keys are asked for then; there: the other block's desk.
   __device__ __forceinline__ void scores(int first, int next, uint32_t round, uint32_t there) const {
-    if constexpr (kind == Keys::MANY) {
+    if constexpr (kind == KeyPlan::MANY) {
 #pragma unroll 1
       for (int i = 0; i < 2; ++i) {
         score(desk.keys[i], i);
@@ -220,9 +220,9 @@ struct Inside {
     } else {
       score(own(), round);
       if (keys_early) stage_keys(next, part());
-      if (kind == Keys::PAIR) exchange(round, there);
+      if (kind == KeyPlan::PAIR) exchange(round, there);
     }
-    if constexpr (kind != Keys::FEW) add_scores();
+    if constexpr (kind != KeyPlan::FEW) add_scores();
   }
   // Sends what this block has scored to the other, and waits for the scores that come from there; the state waits for the rest.
   __device__ __forceinline__ void exchange(uint32_t round, uint32_t there) const {
@@ -280,7 +280,7 @@ struct Inside {
     stage_keys(warp * CHUNK, part());
     stage_values(warp * CHUNK);
     uint32_t chunks = 0;  // done by this warp
-    constexpr bool paired = kind == Keys::PAIR;
+    constexpr bool paired = kind == KeyPlan::PAIR;
     const uint32_t there = paired ? other_address(&desk) : 0;
     for (int first = warp * CHUNK; first < task.length; first += stride) {
       float2 y[CHUNK], before[CHUNK];
@@ -307,7 +307,7 @@ __device__ __forceinline__ uint32_t left_row(const T (&rows)[CHUNK][P], int lane
 }
 
 // A state warp: 16 rows.
-template <class T, class G, Keys kind>
+template <class T, class G, KeyPlan kind>
 struct State {
   using Desk = cuda::Desk<T, G, kind>;
   static constexpr int turns = inside_warps<T, G, kind>, parts = parts_of<kind>;
@@ -420,19 +420,19 @@ struct State {
 };
 
 // What a block takes of a head: 64 values, all keys.
-template <Keys kind>
+template <KeyPlan kind>
 __device__ __forceinline__ Task task_of(const ForwardArgs& p) {
-  constexpr bool paired = kind == Keys::PAIR;
+  constexpr bool paired = kind == KeyPlan::PAIR;
   constexpr int values = paired ? 2 * SLICE : SLICE, keys = parts_of<kind> * SLICE;
   const int slices = (p.D + SLICE - 1) / SLICE;
   Task task = Task::of<true>(p, paired ? blockIdx.x / 2 : blockIdx.x, values, keys);
   if (paired) task.column += pair_rank() * SLICE;
-  if (kind != Keys::FEW)  // `local` has two tiles for it
+  if (kind != KeyPlan::FEW)  // `local` has two tiles for it
     task.row = task.row / (paired ? slices / 2 : slices) * 2 * slices + task.column / SLICE;
   return task;
 }
 
-template <class T, class G, Keys kind, bool logits>
+template <class T, class G, KeyPlan kind, bool logits>
 __global__ void __launch_bounds__(32 * (inside_warps<T, G, kind> + STATE_WARPS), 1)
     decay_forward_kernel(const __grid_constant__ ForwardArgs p) {
   extern __shared__ __align__(128) char memory[];
@@ -449,14 +449,14 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G, kind> + STATE_WARPS),
     for (Gate* gate : {&desk.keys_here, &desk.values_here, &desk.full, &desk.scores_here, &desk.sent}) gate->init(1);
     desk.done.init(STATE_WARPS);
   }
-  if constexpr (kind == Keys::PAIR) sync_pair();
+  if constexpr (kind == KeyPlan::PAIR) sync_pair();
   else __syncthreads();
   if (warp < inside) {
     Inside<T, G, kind, logits>{p, task, rows, desks[warp]}.run(warp);
   } else {
     State<T, G, kind>{p, task, desks, warp - inside}.run();
   }
-  if constexpr (kind == Keys::PAIR) sync_pair();  // until then the other block may send
+  if constexpr (kind == KeyPlan::PAIR) sync_pair();  // until then the other block may send
 }
 
 template <class T, class G>

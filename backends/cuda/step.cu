@@ -122,12 +122,10 @@ __global__ void __launch_bounds__(THREADS) step_kernel(const __grid_constant__ S
   }
 }
 
-using Kernel = void (*)(StepArgs);
-
 // vector: four neighbouring keys of states, queries, keys and gates can be loaded at once.
 template <class T, class G, class S>
-Kernel choose_access(bool vector) {
-  return vector ? step_kernel<T, G, S, true> : step_kernel<T, G, S, false>;
+Kernel<StepArgs> choose_access(bool vector) {
+  return {vector ? step_kernel<T, G, S, true> : step_kernel<T, G, S, false>, THREADS, 0};
 }
 
 // Whether every row of an operand starts on four elements. strides: of the dimensions larger than one.
@@ -149,7 +147,7 @@ bool vector_access(const Problem& p, const t2fw_step_args& a) {
          state(a.initial_state, p.initial_state_strides) && state(a.final_state, p.final_state_strides);
 }
 
-Kernel choose(const Problem& p, bool vector) {
+Kernel<StepArgs> choose(const Problem& p, bool vector) {
   return by_types(p, [&]<class T, class G>() {
     return p.state_dtype == T2FW_FP32 ? choose_access<T, G, float>(vector) : choose_access<T, G, T>(vector);
   });
@@ -158,7 +156,7 @@ Kernel choose(const Problem& p, bool vector) {
 }  // namespace
 
 void prepare_step(const Problem& p) {
-  for (const bool vector : {false, true}) load(reinterpret_cast<const void*>(choose(p, vector)));
+  for (const bool vector : {false, true}) load(reinterpret_cast<const void*>(choose(p, vector).function));
 }
 
 void step(const Problem& p, const t2fw_step_args& a, cudaStream_t stream) {
@@ -178,7 +176,7 @@ void step(const Problem& p, const t2fw_step_args& a, cudaStream_t stream) {
                       static_cast<int>(p.H),
                       static_cast<int>(p.D),
                       static_cast<int>(p.K)};
-  launch<StepArgs>({choose(p, vector_access(p, a)), THREADS, 0}, blocks, stream, args);
+  launch(choose(p, vector_access(p, a)), blocks, stream, args);
 }
 
 }  // namespace t2fw::cuda

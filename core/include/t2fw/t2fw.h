@@ -36,8 +36,7 @@
  *   227 KiB of shared memory, in the forward up to K = 128. Operands scaled by the gates of 16 tokens, the states as they
  *   are multiplied and, every 64 tokens, as they are saved for the backward, and in the backward the scores of two tokens
  *   are rounded to the data's dtype there: with fp16 they must stay within 65504. So must, on any GPU, a gradient's running
- *   sum over tiles of 64 values by 64 keys, and on tensor cores an output's over each 64 keys: they are added up in its own
- *   dtype, rounded each time.
+ *   sum over tiles of 64 values by 64 keys: it is added up in its own dtype, rounded each time.
  * - An error is a status; t2fw_last_error() gives this thread's last message, which names the argument, what came and
  *   what was expected. A call that returns an error has written nothing.
  * - NULL means absent where a comment says "optional", and is an error elsewhere.
