@@ -28,9 +28,7 @@ TEST_P(Split, StateCarriesOver) {
   expect_close("final_state", state, x.final_state, c.K, slack * tolerance(backend, c, c.state), c.T == 0);
 }
 
-TEST_P(Split, BatchRowAloneHasTheSameBits) {
-  const auto& [backend, c] = GetParam();
-  if (c.B < 2 || c.T == 0) GTEST_SKIP() << "one row";
+void expect_row_alone_has_the_same_bits(const Backend& backend, const Case& c) {
   const Tensors x = make_inputs(c);
   t2fw_descriptor d = describe(backend, c);
   d.flags |= T2FW_BATCH_INVARIANT;
@@ -38,7 +36,7 @@ TEST_P(Split, BatchRowAloneHasTheSameBits) {
   T2FW_NEED_PLAN(all);
   all.forward();
   all.backward();
-  if (HasFatalFailure()) return;
+  if (testing::Test::HasFatalFailure()) return;
   for (int64_t b = 0; b < c.B; b++) {
     Case one = c;
     one.B = 1;
@@ -48,12 +46,18 @@ TEST_P(Split, BatchRowAloneHasTheSameBits) {
     T2FW_NEED_PLAN(alone);
     alone.forward();
     alone.backward();
-    if (HasFatalFailure()) return;
+    if (testing::Test::HasFatalFailure()) return;
     for (auto member : {&Session::y, &Session::final_state, &Session::d_v, &Session::d_f, &Session::d_q, &Session::d_k, &Session::d_g})
       if (all.*member) {
         EXPECT_EQ((alone.*member).read(), part((all.*member).read(), c.B, b, 1)) << "row " << b;
       }
   }
+}
+
+TEST_P(Split, BatchRowAloneHasTheSameBits) {
+  const auto& [backend, c] = GetParam();
+  if (c.B < 2 || c.T == 0) GTEST_SKIP() << "one row";
+  expect_row_alone_has_the_same_bits(backend, c);
 }
 
 // One row packed with sequences that begin and end at `cu`; each is compared with the oracle of it alone.
@@ -196,6 +200,59 @@ std::vector<Parameter> of_long_rows() {
   return all;
 }
 INSTANTIATE_TEST_SUITE_P(All, LongPacked, testing::ValuesIn(of_long_rows()), parameter_name);
+
+// More heads than a GPU has room for at once, of which a backend may cut some and not the others.
+class ManyHeads : public testing::TestWithParam<Parameter> {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(ManyHeads);  // without a GPU
+
+TEST_P(ManyHeads, EachEqualsOracle) {
+  const auto& [backend, c] = GetParam();
+  const Tensors x = make_inputs(c);
+  Session all(backend, c, x);
+  T2FW_NEED_PLAN(all);
+  all.forward();
+  all.backward();
+  if (HasFatalFailure()) return;
+  const double data = tolerance(backend, c, c.data), gate = tolerance(backend, c, c.gate), state = tolerance(backend, c, c.state);
+  for (int64_t b = 0; b < c.B; b += b + 11 < c.B ? 11 : std::max<int64_t>(1, c.B - 1 - b)) {
+    SCOPED_TRACE("row " + std::to_string(b));
+    Case one = c;
+    one.B = 1;
+    Tensors now = batch_row(c, x, b);
+    oracle_forward(one, now);
+    oracle_backward(one, now);
+    const int64_t rows = c.B;  // clang 15 captures no structured binding
+    const auto own = [&](const Operand& o) { return part(o.read(), rows, b, 1); };
+    expect_close("y", own(all.y), now.y, c.D, data);
+    expect_close("final_state", own(all.final_state), now.final_state, c.K, state);
+    expect_close("d_v", own(all.d_v), now.d_v, c.D, 2 * data);
+    expect_close("d_q", own(all.d_q), now.d_q, c.K, 2 * data);
+    expect_close("d_k", own(all.d_k), now.d_k, c.K, 2 * data);
+    if (all.d_f) expect_close("d_f", own(all.d_f), now.d_f, gate_width(c.f, c.D), 2 * gate);
+    if (all.d_g) expect_close("d_g", own(all.d_g), now.d_g, gate_width(c.g, c.K), 2 * gate);
+    expect_close("d_initial_state", own(all.d_initial_state), now.d_initial_state, c.K, 2 * state);
+  }
+}
+
+// Alone a row has so many heads that none is cut.
+TEST_P(ManyHeads, RowAloneHasTheSameBits) {
+  const auto& [backend, c] = GetParam();
+  Case two = c;
+  two.B = 2, two.H = 100;
+  if (two.D * two.K == 64 * 64) expect_row_alone_has_the_same_bits(backend, two);
+}
+
+std::vector<Parameter> of_many_heads() {
+  const auto of = [](t2fw_dtype data, t2fw_dtype gate, t2fw_gate g, int64_t B, int64_t T, int64_t D, int64_t K) {
+    return Case{T2FW_DECAY, data, gate, T2FW_FP32, T2FW_GATE_FULL, g, B, T, 1, D, K, Regime::Slow};
+  };
+  std::vector<Parameter> all = parameters({of(T2FW_BF16, T2FW_BF16, T2FW_GATE_FULL, 150, 531, 64, 64),
+                                           of(T2FW_FP16, T2FW_FP32, T2FW_GATE_NONE, 140, 1023, 64, 72),
+                                           of(T2FW_BF16, T2FW_BF16, T2FW_GATE_FULL, 70, 1161, 128, 100)});
+  std::erase_if(all, [](const Parameter& p) { return p.backend.device == T2FW_CPU; });
+  return all;
+}
+INSTANTIATE_TEST_SUITE_P(All, ManyHeads, testing::ValuesIn(of_many_heads()), parameter_name);
 
 }  // namespace
 }  // namespace test

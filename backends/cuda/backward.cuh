@@ -27,9 +27,12 @@ struct BackwardArgs {
   const void* checkpoints;    // `Saved` by forward; if narrow, rows of saved_row elements, saved_state of them a head
   int64_t saved_state;
   int saved_row;
-  float* local;               // what `local` leaves of every segment but the first; NULL if none is cut
-  int64_t interval, T, H, segment;  // tokens between saved states (a power of two, at least 16), and in a segment at most
-  int segments, local_segments, sequences;  // slots of a batch row (Segment); of a packed batch, else 0
+  float* local;               // what later segments leave of a state, and first ones behind them; NULL if none is cut
+  uint32_t* handed;           // HANDED words for each: whether first ones have
+  int64_t interval, T, H, segment;  // interval: tokens between saved states (a power of two, at least 16); segment: segment_of
+  int64_t firsts;             // thread blocks, the first ones, that take first segments
+  int64_t cut_from;           // first head that is cut
+  int later, lead, shares, sequences;  // later, lead, shares: Cuts; sequences: if packed, else 0
   uint32_t* started;          // on tensor cores, if a head has more than one tile: zero, to count thread blocks, and zeros
   uint32_t* written;          // for each block's warps to tell how far they are
   float* states;              // for the plain kernels: room for the last `kept` states that each thread block keeps of its tile,
@@ -39,33 +42,39 @@ struct BackwardArgs {
 
 // One segment of one head, and the tile that a thread block takes of it.
 struct TileTask {
-  int64_t row;  // of those that a tile of a batch row's head makes; in the plain kernels, of the launch's
-  int block, value, key, h;  // block: its number, on tensor cores, of those that write; value, key: the tile's first
+  int block, tile, tiles;  // its number; which of the head's in the launch
+  int h, value, key;       // value, key: the tile's first
   Sequence sequence;
   Segment segment;
 
-  // Slot `slot` of row `row` of those that a tile of a batch row's head makes. outputs: of the kernel that writes them, else of
-  // `local`.
-  template <bool outputs>
-  __device__ static TileTask of(const BackwardArgs& p, int64_t row, int slot) {
-    const int tiles = p.side[0].tiles * p.side[1].tiles;
+  // Of thread block `block`, whose neighbours have the head's other tiles. local: of `local`'s.
+  template <bool local>
+  __device__ static TileTask of(const BackwardArgs& p, int block, int tiles) {
+    const int H = static_cast<int>(p.H);
     TileTask t;
-    t.row = row, t.block = static_cast<int>(row * p.segments + slot);
-    const int tile = static_cast<int>(row % tiles);
-    t.value = tile % p.side[0].tiles * SLICE;
-    t.key = tile / p.side[0].tiles * SLICE;
-    t.h = static_cast<int>(row / tiles % p.H);
-    // a segment starts where a state was saved, and on tensor cores with a block
-    segment_at<outputs>(p, row / tiles / p.H, slot, max(static_cast<int>(p.interval), SLICE), t.sequence, t.segment);
+    t.block = block, t.tile = block % tiles, t.tiles = tiles;
+    const bool first = !local && block < p.firsts;
+    int64_t n = (first || local ? block : block - p.firsts) / tiles;
+    const int number = first ? 0 : static_cast<int>(n % p.later) + 1;
+    if (!first) n = n / p.later + p.cut_from;
+    t.h = static_cast<int>(n % H), n /= H;
+    const int multiple = max(static_cast<int>(p.interval), SLICE);  // where states were saved, on tensor cores between blocks
+    segment_at<true>(p, n, t.h, number, multiple, t.sequence, t.segment);
     return t;
   }
-  // What `local` leaves of the sequence's segment `number`.
-  __device__ __forceinline__ float* local(const BackwardArgs& p, int64_t floats, int number) const {
-    return p.local + (row * p.local_segments + segment.local + number) * floats;
+  // value and key: of the head's tile `number`.
+  __device__ __forceinline__ void set_tile(const BackwardArgs& p, int number) {
+    value = number % p.side[0].tiles * SLICE, key = number / p.side[0].tiles * SLICE;
   }
+  // What the sequence's first segment leaves, of `floats` a segment; that of the next one is `floats` times tiles behind it.
+  __device__ __forceinline__ int64_t left(const BackwardArgs& p) const {
+    return ((sequence.b * p.H + h - p.cut_from) * p.later + segment.local) * tiles + tile;
+  }
+  __device__ __forceinline__ float* local(const BackwardArgs& p, int64_t floats) const { return p.local + left(p) * floats; }
+  __device__ __forceinline__ uint32_t* handed(const BackwardArgs& p) const { return p.handed + left(p) * HANDED; }
 };
 
-// `local` goes first where there are segments, as in forward.cuh.
+// `local` goes first where there are later segments, as in forward.cuh.
 struct BackwardKernels {
   Kernel<BackwardArgs> backward, local;
   size_t local_floats;  // what `local` leaves of a segment

@@ -74,7 +74,6 @@ struct BackwardMemory {
   int64_t states_apart;        // bytes from one to the next
   int saved_rows, saved_columns;  // of a state, from the tile's first on
   uint32_t* written;           // by each warp: how many blocks' gradients
-  int apart;                   // from that of a tile to that of the next
   uint32_t seen[BACKWARD_WARPS];  // of each warp's like in the tile `back`, when it last looked
   int first, end;              // the segment's blocks: first .. end - 1
   SideArgs side[2];            // from the head's first token on: a place is {0, 0, token, count}
@@ -395,7 +394,7 @@ struct ChunkGradients {
 
   // Where this warp's like in the tile `back` before this one tells how many blocks' gradients it has written.
   __device__ __forceinline__ const uint32_t* told(int back) const {
-    return memory.written - back * memory.apart + fresh(threadIdx.x / 32);
+    return memory.written - back * BACKWARD_WARPS + fresh(threadIdx.x / 32);
   }
   // Looks there, unless it had written `blocks` of them before: a way to the L2 cache, gone where the warp would wait anyway.
   __device__ __forceinline__ void look(uint32_t blocks) const {

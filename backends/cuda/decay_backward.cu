@@ -15,7 +15,7 @@ template <class T, class G, bool logits>
 BackwardKernels kernels() {
   static_assert(sizeof(BackwardMemory<T, G>) <= shared_memory);
   return {{decay_backward_kernel<T, G, logits>, 32 * BACKWARD_WARPS, sizeof(BackwardMemory<T, G>)},
-          {decay_backward_local_kernel<T, G>, LOCAL_THREADS, sizeof(LocalMemory<T, G>)},
+          {decay_backward_local_kernel<T, G>, local_threads<1>, sizeof(LocalMemory<T, G, 1>)},
           TileLocal::FLOATS,
           0,
           BACKWARD_WARPS};
@@ -103,20 +103,24 @@ DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) 
   shared_ = of.shared, kept_ = of.kept, tiles_ = of.together;
   const int64_t bytes = tiles_ * (local * static_cast<int64_t>(sizeof(float)) + kept_ * tile_bytes);  // of a segment
   // They start where a state was saved.
-  cuts_ = cut(p, tiles_, multiprocessors(p), BACKWARD_LOCAL_PASS, std::max<int64_t>(BLOCK, saved_.interval), bytes);
-  blocks_ = p.B * p.H * tiles_ * cuts_.count, local_blocks_ = p.B * p.H * tiles_ * cuts_.local;
-  local_floats_ = local_blocks_ * local;
-  told_ = blocks_ && tiles_ > 1 && use.waiting ? 1 + blocks_ * use.waiting : 0;
-  scratch_ = static_cast<size_t>(local_floats_ + blocks_ * kept_ * SLICE * SLICE + told_) * sizeof(float);
+  const int64_t multiple = std::max<int64_t>(BLOCK, saved_.interval);
+  cuts_ = cut(p, tiles_, multiprocessors(p), saved_.narrow ? BACKWARD : PLAIN_BACKWARD, multiple, bytes);
+  firsts_ = sequence_count(p) * p.H * tiles_, laters_ = later_segments(p, cuts_) * tiles_;
+  const int64_t blocks = firsts_ + laters_, kept = laters_ && !p.sequences ? laters_ : blocks;  // plain ones with tokens
+  local_floats_ = laters_ * local;
+  told_ = blocks && tiles_ > 1 && use.waiting ? 1 + blocks * use.waiting : 0, handed_ = use.waiting ? laters_ * HANDED : 0;
+  scratch_ = static_cast<size_t>(local_floats_ + kept * kept_ * SLICE * SLICE + told_ + handed_) * sizeof(float);
 }
 
 void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream) const {
   const Problem& p = p_;
-  if (!blocks_) return;
+  if (!firsts_) return;
   const auto value = [&](const void* data, const t2fw_token_strides& s) { return rows(data, p.data_dtype, p.D, p.D, s); };
   const auto key = [&](const void* data, const t2fw_token_strides& s) { return rows(data, p.data_dtype, p.K, p.K, s); };
   const bool wide = p.state_dtype == T2FW_FP32;
-  uint32_t* const told = static_cast<uint32_t*>(a.scratch) + local_floats_;
+  // Behind the local states are words to tell and those that tell of states handed over, or states that the plain kernels keep.
+  uint32_t *const told = static_cast<uint32_t*>(a.scratch) + local_floats_,
+           *const handed = static_cast<uint32_t*>(a.scratch) + scratch_ / sizeof(uint32_t) - handed_;
   BackwardArgs args{
       {{value(a.v, p.v_strides), gate_rows(p, a.f, p.f, p.D, p.f_strides), value(a.d_y, p.d_y_strides),
         value(a.d_v, p.d_v_strides), gate_rows(p, a.d_f, p.f, p.D, p.d_f_strides), {}, {},
@@ -131,13 +135,17 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
       a.saved,
       p.D * SavedRow::width(p.K),
       static_cast<int>(SavedRow::width(p.K)),
-      local_floats_ ? static_cast<float*>(a.scratch) : nullptr,
+      laters_ ? static_cast<float*>(a.scratch) : nullptr,
+      handed,
       saved_.interval,
       p.T,
       p.H,
       cuts_.tokens,
-      static_cast<int>(cuts_.count),
-      static_cast<int>(cuts_.local),
+      firsts_,
+      cuts_.from,
+      static_cast<int>(cuts_.later),
+      static_cast<int>(cuts_.lead),
+      static_cast<int>(cuts_.shares),
       static_cast<int>(p.sequences),
       told_ ? told : nullptr,
       told_ ? told + 1 : nullptr,
@@ -149,11 +157,13 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
   const BackwardKernels use = choose(p, !saved_.narrow);
   Kernel<BackwardArgs> backward = use.backward;
   backward.memory += static_cast<size_t>(shared_ * tile_bytes);
-  if (told_) check(cudaMemsetAsync(told, 0, static_cast<size_t>(told_) * sizeof *told, stream));
+  const bool local = laters_ && !cuts_.shares;
+  if (const int64_t words = told_ + (cuts_.shares ? handed_ : 0))  // else `local` clears those
+    check(cudaMemsetAsync(told, 0, static_cast<size_t>(words) * sizeof *told, stream));
   for (; args.number * tiles_ < tiles(p.D) * tiles(p.K); ++args.number) {
     if (!use.waiting) take_turns(args);
-    if (local_blocks_) launch(use.local, local_blocks_, stream, args);
-    launch(backward, blocks_, stream, args, local_blocks_ && use.waiting);
+    if (local) launch(use.local, laters_, stream, args);
+    launch(backward, firsts_ + laters_, stream, args, local && use.waiting);
   }
 }
 

@@ -58,7 +58,6 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     if (number) return;
     memory.first = task.segment.start / BLOCK, memory.end = (task.segment.end + BLOCK - 1) / BLOCK;
     memory.written = p.written + int64_t{task.block} * BACKWARD_WARPS;
-    memory.apart = p.segments * BACKWARD_WARPS;
     memory.states = static_cast<const T*>(p.checkpoints) + (task.sequence.checkpoint * p.H + task.h) * p.saved_state +
                     task.value * p.saved_row + task.key;
     memory.states_apart = p.H * p.saved_state * static_cast<int>(sizeof(T));
@@ -217,25 +216,45 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     parts(warp, [&](int m, int part) { park(R[m], part); });
   }
 
+  // body(m, part, thread, first): for a part of R, and where TileLocal has it.
+  template <class Body>
+  __device__ __forceinline__ static void local_parts(int warp, const Body& body) {
+    parts(warp, [&](int m, int part) { body(m, part, part % 4 * 32 + threadIdx.x % 32, part / 4 * State::N); });
+  }
   // By those that hold R, before all blocks: from what lies behind the segment.
   __device__ __forceinline__ void begin(int warp) const {
     const TileTask& t = memory.task;
+    const int number = t.segment.number, apart = t.tiles * TileLocal::FLOATS;
+    const bool handed = number && t.segment.led;
+    const float* left = t.local(p, TileLocal::FLOATS);
     State R[2];
-    parts(warp, [&](int m, int part) { load_state(R[m], p.d_final_state, part); });
-    for (int s = t.segment.count - 1; s > t.segment.number; --s)
-      parts(warp, [&](int m, int part) {
-        const int thread = part % 4 * 32 + threadIdx.x % 32, first = part / 4 * State::N;  // as TileLocal has them
-        TileLocal::pass(t.local(p, TileLocal::FLOATS, s), thread, R[m].S, first);
-      });
+    if (number) wait_for_launch();
+    if (handed) wait_for(t.handed(p) + warp % SWEEP_WARPS, 1);
+    local_parts(warp, [&](int m, int part, int thread, int first) {
+      if (handed) TileLocal::get_state(left, thread, R[m].S, first);
+      else load_state(R[m], p.d_final_state, part);
+    });
+    for (int s = 1; s < number; ++s) {
+      left += apart;
+      local_parts(warp, [&](int m, int, int thread, int first) { TileLocal::pass(left, thread, R[m].S, first); });
+    }
     parts(warp, [&](int m, int part) { park(R[m], part); });
   }
-  // After them.
+  // After them: for the caller, or of a first segment for the later ones.
   __device__ __forceinline__ void finish(int warp) const {
     const TileTask& t = memory.task;
-    parts(warp, [&](int, int part) {
-      parked(part).store(p.d_initial_state, t.sequence.n, t.h, t.value + row_of_part(part), t.key + key_of_part(part),
-                         p.side[0].width, p.side[1].width);
-    });
+    if (t.segment.last()) {
+      parts(warp, [&](int, int part) {
+        parked(part).store(p.d_initial_state, t.sequence.n, t.h, t.value + row_of_part(part), t.key + key_of_part(part),
+                           p.side[0].width, p.side[1].width);
+      });
+    } else if (t.segment.number == 0 && t.segment.led) {
+      float* const left = t.local(p, TileLocal::FLOATS);
+      local_parts(warp, [&](int, int part, int thread, int first) {
+        TileLocal::put_state(left, thread, parked(part).S, first);
+      });
+      tell(t.handed(p) + warp % SWEEP_WARPS, 1);
+    }
   }
 
   // The warps of chunks 0 and 1, whom those that hold S wait for, bring the state before block `block`.
@@ -337,8 +356,9 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   Kernel kernel{{*reinterpret_cast<BackwardMemory<T, G>*>(memory)}, p};
   const TileTask& task = kernel.memory.task;
   if (threadIdx.x == 0) {
-    const int block = p.started ? started(p.started) : blockIdx.x;
-    kernel.memory.task = TileTask::of<true>(p, block / p.segments, block % p.segments);
+    TileTask& own = kernel.memory.task;
+    own = TileTask::of<false>(p, p.started ? started(p.started) : blockIdx.x, p.side[0].tiles * p.side[1].tiles);
+    own.set_tile(p, own.tile);
   }
   __syncthreads();
   if (p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
@@ -346,22 +366,22 @@ __global__ void __launch_bounds__(32 * BACKWARD_WARPS, 1) decay_backward_kernel(
   const int warp = threadIdx.x / 32;
   const bool holds_R = Kernel::holds_R(warp), tokens = task.segment.end > task.segment.start;
   if (tokens) kernel.start();  // reads nothing that `local` leaves
-  if (holds_R) {
-    if (p.local) wait_for_launch();
-    kernel.begin(warp);
-  }
+  if (holds_R) kernel.begin(warp);
   if (tokens) kernel.run();
-  if (holds_R && task.segment.number == 0) kernel.finish(warp);
+  if (holds_R) kernel.finish(warp);
 }
 
 template <class T, class G>
-__global__ void __launch_bounds__(LOCAL_THREADS, 1) decay_backward_local_kernel(const __grid_constant__ BackwardArgs p) {
+__global__ void __launch_bounds__(local_threads<1>, 1) decay_backward_local_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
-  auto& local = *reinterpret_cast<LocalMemory<T, G>*>(memory);
-  const TileTask task = TileTask::of<false>(p, blockIdx.x / p.local_segments, blockIdx.x % p.local_segments);
-  let_next_start();
+  using Pass = LocalPass<T, G, 1, true>;
+  auto& local = *reinterpret_cast<typename Pass::Memory*>(memory);
+  TileTask task = TileTask::of<true>(p, blockIdx.x, p.side[0].tiles * p.side[1].tiles);
+  task.set_tile(p, task.tile);
   const Segment& segment = task.segment;
-  if (!segment.count || segment.number == 0) return;
+  if (segment.last()) nothing_handed(task.handed(p));
+  let_next_start();
+  if (!segment.count || segment.last()) return;
   if (threadIdx.x == 0) {
     const Place start{task.sequence.b, task.h, task.sequence.begin + segment.start, 0};
     for (int i = 0; i < 2; ++i) {
@@ -369,7 +389,8 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 1) decay_backward_local_kernel(
       local.side[i] = {rows_from<T>(s.x, start), rows_from<G>(s.a, start), i ? task.key : task.value, s.width};
     }
   }
-  LocalPass<T, G, true>{local, segment.end - segment.start}.run(task.local(p, TileLocal::FLOATS, segment.number));
+  const int64_t apart = int64_t{task.tiles} * TileLocal::FLOATS;
+  Pass{local, segment.end - segment.start}.run(task.local(p, TileLocal::FLOATS) + segment.number * apart);
 }
 
 }  // namespace t2fw::cuda

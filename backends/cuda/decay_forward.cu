@@ -9,12 +9,11 @@ namespace {
 
 template <class T, class G, bool logits, KeyPlan kind>
 ForwardKernels kernels() {
-  constexpr int warps = inside_warps<T, G, kind>;
+  constexpr int warps = inside_warps<T, G, kind>, parts = parts_of<kind>;
   return {{decay_forward_kernel<T, G, kind, logits>, 32 * (warps + STATE_WARPS), warps * sizeof(Desk<T, G, kind>),
            kind == KeyPlan::PAIR ? 2u : 1u},
-          {decay_forward_local_kernel<T, G>, LOCAL_THREADS, sizeof(LocalMemory<T, G>)},
-          TileLocal::FLOATS,
-          SLICE,
+          {decay_forward_local_kernel<T, G, parts>, local_threads<parts>, sizeof(LocalMemory<T, G, parts>)},
+          parts * TileLocal::FLOATS,
           SLICE};
 }
 
@@ -43,17 +42,18 @@ DecayForward::DecayForward(const Problem& p)
   const ForwardKernels use = choose(p, plain_);
   for (const auto& kernel : {use.forward, use.local})
     raise_shared_memory(reinterpret_cast<const void*>(kernel.function), kernel.memory);
-  const int64_t slices = (p.D + use.values - 1) / use.values, tiles = (p.K + use.keys - 1) / use.keys * slices;
-  const int64_t bytes = tiles * static_cast<int64_t>(use.local_floats * sizeof(float));
-  cuts_ = cut(p, slices, multiprocessors(p), FORWARD_LOCAL_PASS, CHUNK, bytes);
-  blocks_ = p.B * p.H * slices * cuts_.count, local_blocks_ = p.B * p.H * tiles * cuts_.local;
-  const int64_t local_floats = local_blocks_ * static_cast<int64_t>(use.local_floats);
-  scratch_ = static_cast<size_t>(local_floats) * sizeof(float);
+  const int64_t slices = (p.D + use.values - 1) / use.values;
+  const int64_t bytes = slices * static_cast<int64_t>(use.local_floats * sizeof(float));
+  const Pace& pace = plain_ ? PLAIN_FORWARD : p.K > SLICE ? FORWARD_WIDE : FORWARD;
+  cuts_ = cut(p, slices, multiprocessors(p), pace, CHUNK, bytes);
+  firsts_ = sequence_count(p) * p.H * slices, laters_ = later_segments(p, cuts_) * slices;
+  local_floats_ = laters_ * static_cast<int64_t>(use.local_floats);
+  scratch_ = static_cast<size_t>(local_floats_ + laters_ * HANDED) * sizeof(float);
 }
 
 void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) const {
   const Problem& p = p_;
-  if (!blocks_) return;
+  if (!firsts_) return;
   const ForwardKernels use = choose(p, plain_);
   ForwardArgs args{rows(a.v, p.data_dtype, p.D, p.D, p.v_strides),
                    gate_rows(p, a.f, p.f, p.D, p.f_strides),
@@ -67,15 +67,19 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
                    a.cu_seqlens,
                    a.saved,
                    saved_.narrow,
-                   local_blocks_ ? static_cast<float*>(a.scratch) : nullptr,
+                   laters_ ? static_cast<float*>(a.scratch) : nullptr,
+                   static_cast<uint32_t*>(a.scratch) + local_floats_,
                    saved_.interval,
                    p.T,
                    p.H,
                    cuts_.tokens,
+                   firsts_,
+                   cuts_.from,
                    static_cast<int>(p.D),
                    static_cast<int>(p.K),
-                   static_cast<int>(cuts_.count),
-                   static_cast<int>(cuts_.local),
+                   static_cast<int>(cuts_.later),
+                   static_cast<int>(cuts_.lead),
+                   static_cast<int>(cuts_.shares),
                    static_cast<int>(p.sequences)};
   if (!plain_) {
     const auto box = [&](Rows& x, Box& to, t2fw_dtype dtype) { x.boxed = encode(to, p, x, dtype); };
@@ -83,8 +87,10 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
     box(args.q, args.boxes.q, p.data_dtype), box(args.k, args.boxes.k, p.data_dtype);
     box(args.g, args.boxes.g, p.gate_dtype);
   }
-  if (local_blocks_) launch(use.local, local_blocks_, stream, args);
-  launch(use.forward, blocks_, stream, args, local_blocks_ && !plain_);
+  const bool local = laters_ && !cuts_.shares;
+  if (local) launch(use.local, laters_, stream, args);
+  else if (laters_) check(cudaMemsetAsync(args.handed, 0, static_cast<size_t>(laters_ * HANDED) * sizeof *args.handed, stream));
+  launch(use.forward, firsts_ + laters_, stream, args, local && !plain_);
 }
 
 }  // namespace t2fw::cuda

@@ -80,7 +80,8 @@ struct SegmentRows {
 // memory has room for their desks. Three had the room for 16-bit gates, but with 128 registers they were slower: warps of a
 // scheduler that are at different places of so long a loop wait for each other's instructions (bench/RESULTS.md).
 template <class T, class G, KeyPlan kind>
-inline constexpr int inside_warps = std::min<int>(8, (shared_memory - sizeof(SegmentRows)) / sizeof(Desk<T, G, kind>));
+inline constexpr int inside_warps =
+    std::min<int>(8, (shared_memory - sizeof(SegmentRows) - sizeof(Task)) / sizeof(Desk<T, G, kind>));
 
 // An inside warp. logits: the gates are given by them.
 template <class T, class G, KeyPlan kind, bool logits>
@@ -318,12 +319,6 @@ struct State {
   int warp;
 
   __device__ __forceinline__ int first_row() const { return task.column + warp * 16; }
-  // Of a segment and the keys from 64 part on. The tiles of a head in order: by keys, then by values.
-  __device__ __forceinline__ float* local(int segment, int part) const {
-    const int slices = (p.D + SLICE - 1) / SLICE;
-    return task.local(p, TileLocal::FLOATS, segment) + int64_t{part} * slices * p.local_segments * TileLocal::FLOATS;
-  }
-
   // desk.y = S q_t, without the products of f.
   __device__ __forceinline__ void output(Desk& desk, const Rows& rows) const {
     const int lane = threadIdx.x % 32, g = lane / 4, j = lane % 4 * 2, d = warp * 16;
@@ -367,17 +362,32 @@ struct State {
     }
   }
 
+  // What a segment leaves of the keys from 64 part on.
+  __device__ __forceinline__ float* local(int segment, int part) const {
+    return task.local(p, parts * TileLocal::FLOATS) + (int64_t{segment} * task.slices * parts + part) * TileLocal::FLOATS;
+  }
   // The state before the segment.
   __device__ __forceinline__ void enter(Rows& rows) const {
     const Segment& segment = task.segment;
     const int thread = warp * 32 + threadIdx.x % 32;
+    if (segment.number) {
+      wait_for_launch();
+      wait_for(task.handed(p) + warp, 1);
+    }
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
       StateRows<T, SLICE>& state = rows[part];
-      if (segment.count > 1) TileLocal::get(local(segment.count - 1, part), thread, state.S);
+      if (segment.number) TileLocal::get_state(local(0, part), thread, state.S);
       else state.load(p.initial_state, task.sequence.n, task.h, first_row(), part * SLICE, p.D, p.K);
-      for (int s = 0; s < segment.number; ++s) TileLocal::pass(local(s, part), thread, state.S);  // always in this order
+      for (int s = 1; s < segment.number; ++s) TileLocal::pass(local(s, part), thread, state.S);  // always in this order
     }
+  }
+  // The state behind a sequence's first segment, for the later ones.
+  __device__ __forceinline__ void hand_over(Rows& rows) const {
+#pragma unroll
+    for (int part = 0; part < parts; ++part)
+      TileLocal::put_state(local(0, part), warp * 32 + threadIdx.x % 32, rows[part].S);
+    tell(task.handed(p) + warp, 1);
   }
 
   // Takes the state through a chunk.
@@ -397,7 +407,6 @@ struct State {
   __device__ __forceinline__ void run() const {
     Rows rows;
     const Segment& segment = task.segment;
-    if (p.local) wait_for_launch();
     enter(rows);
     const int interval = static_cast<int>(p.interval);
     int64_t number = max(segment.start - 1, 0) / interval;
@@ -412,25 +421,15 @@ struct State {
       pass(desks[turn], rows, round);
       if (++turn == turns) turn = 0, round ^= 1;
     }
-    if (!segment.last()) return;
+    if (!segment.last()) {
+      if (!segment.number) hand_over(rows);
+      return;
+    }
 #pragma unroll
     for (int part = 0; part < parts; ++part)
       rows[part].store(p.final_state, task.sequence.n, task.h, first_row(), part * SLICE, p.D, p.K);
   }
 };
-
-// What a block takes of a head: 64 values, all keys.
-template <KeyPlan kind>
-__device__ __forceinline__ Task task_of(const ForwardArgs& p) {
-  constexpr bool paired = kind == KeyPlan::PAIR;
-  constexpr int values = paired ? 2 * SLICE : SLICE, keys = parts_of<kind> * SLICE;
-  const int slices = (p.D + SLICE - 1) / SLICE;
-  Task task = Task::of<true>(p, paired ? blockIdx.x / 2 : blockIdx.x, values, keys);
-  if (paired) task.column += pair_rank() * SLICE;
-  if (kind != KeyPlan::FEW)  // `local` has two tiles for it
-    task.row = task.row / (paired ? slices / 2 : slices) * 2 * slices + task.column / SLICE;
-  return task;
-}
 
 template <class T, class G, KeyPlan kind, bool logits>
 __global__ void __launch_bounds__(32 * (inside_warps<T, G, kind> + STATE_WARPS), 1)
@@ -438,12 +437,13 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G, kind> + STATE_WARPS),
   extern __shared__ __align__(128) char memory[];
   constexpr int inside = inside_warps<T, G, kind>;
   auto* const desks = reinterpret_cast<Desk<T, G, kind>*>(memory);
-  const Task task = task_of<kind>(p);
   const int warp = warp_number();
-  if (p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
-  if (!task.segment.count) return;
+  __shared__ Task found;
   __shared__ SegmentRows rows;
-  if (threadIdx.x == 32 * inside) rows.place<T, G>(p, task);
+  if (threadIdx.x == 32 * inside) {
+    found = Task::of<false>(p, blockIdx.x, SLICE);
+    rows.place<T, G>(p, found);
+  }
   if (threadIdx.x < inside) {
     auto& desk = desks[threadIdx.x];
     for (Gate* gate : {&desk.keys_here, &desk.values_here, &desk.full, &desk.scores_here, &desk.sent}) gate->init(1);
@@ -451,37 +451,40 @@ __global__ void __launch_bounds__(32 * (inside_warps<T, G, kind> + STATE_WARPS),
   }
   if constexpr (kind == KeyPlan::PAIR) sync_pair();
   else __syncthreads();
-  if (warp < inside) {
-    Inside<T, G, kind, logits>{p, task, rows, desks[warp]}.run(warp);
+  const Task task = found.of_warp();
+  if (p.local && !task.segment.count) wait_for_launch();  // so that this kernel never ends before `local`
+  if (!task.segment.count) return;
+  const auto run_inside = [&] { Inside<T, G, kind, logits>{p, task, rows, desks[warp]}.run(warp); };
+  const auto run_state = [&] { State<T, G, kind>{p, task, desks, warp - inside}.run(); };
+  // Whose machine code comes first: by measurement.
+  if constexpr (kind == KeyPlan::FEW) {
+    if (warp >= inside) run_state();
+    else run_inside();
   } else {
-    State<T, G, kind>{p, task, desks, warp - inside}.run();
+    if (warp < inside) run_inside();
+    else run_state();
   }
   if constexpr (kind == KeyPlan::PAIR) sync_pair();  // until then the other block may send
 }
 
-template <class T, class G>
-__global__ void __launch_bounds__(LOCAL_THREADS, 1) decay_forward_local_kernel(const __grid_constant__ ForwardArgs p) {
+template <class T, class G, int parts>
+__global__ void __launch_bounds__(local_threads<parts>, 1) decay_forward_local_kernel(const __grid_constant__ ForwardArgs p) {
   extern __shared__ __align__(128) char memory[];
-  auto& local = *reinterpret_cast<LocalMemory<T, G>*>(memory);
-  const Task task = Task::of<false>(p, blockIdx.x, SLICE, SLICE);
+  using Pass = LocalPass<T, G, parts, false>;
+  auto& local = *reinterpret_cast<typename Pass::Memory*>(memory);
+  const Task task = Task::of<true>(p, blockIdx.x, SLICE);
+  const bool last = task.segment.last();
+  if (last) nothing_handed(task.handed(p));
   let_next_start();
-  if (!task.segment.count) return;
-  float* const to = task.local(p, TileLocal::FLOATS, task.segment.number);
-  // Nobody continues from the last one: in its place the initial state is kept, which final_state may overwrite.
-  if (task.segment.last()) {
-    const int warp = threadIdx.x / 32;
-    StateRows<T, SLICE> state;
-    if (warp >= STATE_WARPS) return;
-    state.load(p.initial_state, task.sequence.n, task.h, task.column + warp * 16, task.key, p.D, p.K);
-    TileLocal().put(to, threadIdx.x, state.S);
-    return;
-  }
+  if (!task.segment.count || last) return;  // nobody continues from the last one
   if (threadIdx.x == 0) {
     const Place start = task.place(0, CHUNK);
     local.side[0] = {rows_from<T>(p.v, start), rows_from<G>(p.f, start), task.column, p.D};
-    local.side[1] = {rows_from<T>(p.k, start), rows_from<G>(p.g, start), task.key, p.K};
+    for (int part = 0; part < parts; ++part)
+      local.side[1 + part] = {rows_from<T>(p.k, start), rows_from<G>(p.g, start), part * SLICE, p.K};
   }
-  LocalPass<T, G, false>{local, task.length}.run(to);
+  constexpr int floats = parts * TileLocal::FLOATS;
+  Pass{local, task.length}.run(task.local(p, floats) + int64_t{task.segment.number} * task.slices * floats);
 }
 
 }  // namespace t2fw::cuda

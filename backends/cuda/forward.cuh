@@ -17,51 +17,63 @@ struct ForwardArgs {
   const int64_t* cu_seqlens;
   void* checkpoints;   // `Saved` by forward, or NULL
   bool narrow;
-  float* local;        // what `local` leaves of every segment; NULL if none is cut
-  int64_t interval, T, H, segment;  // tokens between saved states, and in a segment at most: multiples of CHUNK
-  int D, K, segments, local_segments, sequences;  // slots of a batch row (Segment); sequences: of a packed batch, else 0
+  float* local;        // what later segments leave of a state, and first ones behind them; NULL if none is cut
+  uint32_t* handed;    // HANDED words for each: whether first ones have
+  int64_t interval, T, H, segment;  // interval: tokens between saved states, a multiple of CHUNK; segment: segment_of
+  int64_t firsts;     // thread blocks, the first ones, that take first segments
+  int64_t cut_from;   // first head that is cut
+  int D, K, later, lead, shares, sequences;  // later, lead, shares: Cuts; sequences: if packed, else 0
 };
 
-// A kernel for each head, its values by so many, and segment, and the one that goes before it where there are segments: it
-// leaves each segment's state from zero and its products of gates, tile by tile, from which every segment finds the state it
-// starts from.
+// A kernel for each segment of each head, its values by so many, and the one that goes before it where there are later
+// segments: `local`, which has thread blocks for those alone.
 struct ForwardKernels {
   Kernel<ForwardArgs> forward, local;
-  size_t local_floats;   // what `local` leaves of a segment
-  int64_t values, keys;  // of a tile of `local`; the forward's block has as many values, and all keys
+  size_t local_floats;  // what a thread block of `local` leaves of a segment
+  int64_t values;
 };
 
 // The plain ones: of any data, K up to largest_key.
 ForwardKernels plain_forward(const Problem& p);
 
-// One segment of one head, and what of its state a thread block takes.
+// One segment of one head, and what of its state a thread block takes: some values, all keys.
 struct Task {
   Sequence sequence;
   Segment segment;
-  int64_t h, row;     // row: of its (first) tile, among those of `local`
-  int begin, length;  // the segment's tokens in the batch row
-  int column, key;    // its first value and key
+  int64_t h;
+  int slice, slices;          // which of the head's
+  int column, begin, length;  // its first value; the segment's tokens in the batch row
 
-  // outputs: of the kernel that writes them, else of `local`
-  template <bool outputs>
-  __device__ static Task of(const ForwardArgs& p, int64_t block, int values, int keys) {
-    const int segments = outputs ? p.segments : p.local_segments;
-    const int slices = (p.D + values - 1) / values, tiles = (p.K + keys - 1) / keys * slices;
+  // Of thread block `block`, whose neighbours have the head's other values. local: of `local`'s.
+  template <bool local>
+  __device__ static Task of(const ForwardArgs& p, int64_t block, int values) {
+    const bool first = !local && block < p.firsts;
+    if (!local && !first) block -= p.firsts;
     Task t;
-    t.row = block / segments;
-    const int tile = static_cast<int>(t.row % tiles);
-    t.column = tile % slices * values;
-    t.key = tile / slices * keys;
-    t.h = t.row / tiles % p.H;
-    segment_at<outputs>(p, t.row / tiles / p.H, static_cast<int>(block % segments), CHUNK, t.sequence, t.segment);
+    t.slices = (p.D + values - 1) / values, t.slice = static_cast<int>(block % t.slices);
+    t.column = t.slice * values;
+    block /= t.slices;
+    const int number = first ? 0 : static_cast<int>(block % p.later) + 1;
+    if (!first) block = block / p.later + p.cut_from;
+    t.h = block % p.H;
+    segment_at<false>(p, block / p.H, t.h, number, CHUNK, t.sequence, t.segment);
     t.begin = t.sequence.begin + t.segment.start;
     t.length = t.segment.end - t.segment.start;
     return t;
   }
-  // What `local` leaves of the sequence's segment `number`.
-  __device__ __forceinline__ float* local(const ForwardArgs& p, int64_t floats, int number) const {
-    return p.local + (row * p.local_segments + segment.local + number) * floats;
+  // The same, of which the compiler knows that a warp's lanes have the same.
+  __device__ __forceinline__ Task of_warp() const {
+    Task t = *this;
+    const auto one = [](auto& x) { x = __shfl_sync(~0u, static_cast<int>(x), 0); };
+    one(t.sequence.b), one(t.h), one(t.column), one(t.begin), one(t.length);
+    return t;
   }
+  // What the sequence's first segment leaves, of `floats` a segment; that of the next one is `floats` times slices behind it.
+  __device__ __forceinline__ int64_t left(const ForwardArgs& p) const {
+    return ((sequence.b * p.H + h - p.cut_from) * p.later + segment.local) * slices + slice;
+  }
+  __device__ __forceinline__ float* local(const ForwardArgs& p, int64_t floats) const { return p.local + left(p) * floats; }
+  __device__ __forceinline__ uint32_t* handed(const ForwardArgs& p) const { return p.handed + left(p) * HANDED; }
   // At most `tokens` of them.
   __device__ __forceinline__ Place place(int first, int tokens) const {
     return {sequence.b, h, begin + first, min(length - first, tokens)};

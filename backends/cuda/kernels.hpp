@@ -26,10 +26,13 @@ struct Saved {
 };
 Saved saved_states(const Problem& p);
 
-// How sequences are cut, so that a GPU with room for few thread blocks of them is sooner done (cut).
-struct Segments {
-  int64_t count, tokens;  // a batch row's slots for segments; tokens of a segment, at most
-  int64_t local;          // slots for those that leave a local state
+// How sequences are cut into segments (sequence.cuh), in one of two ways or not at all.
+struct Cuts {
+  int64_t later;    // a batch row's places for segments behind the first ones; 0: none is cut
+  int64_t tokens;   // of a packed sequence that is not cut, at most; later segments are about as long
+  int64_t lead;     // a first segment's tokens to a later one's, in 1 / LEAD_UNIT
+  int64_t shares;   // how many heads the GPU has room for, if there are more and some are cut in two, else 0
+  int64_t from;     // the first of those that may be cut
 };
 
 // decay forward of one plan.
@@ -44,9 +47,10 @@ class DecayForward {
   Problem p_;
   Saved saved_;
   bool plain_;
-  Segments cuts_;
-  int64_t blocks_, local_blocks_;  // thread blocks, and those of the kernel for local states
-  size_t scratch_;                 // bytes, for all segments' local states
+  Cuts cuts_;
+  int64_t firsts_, laters_;  // thread blocks of first segments, and of later ones
+  int64_t local_floats_;     // in scratch, for the later ones' local states; behind them is what says that states are there
+  size_t scratch_;
 };
 
 // decay backward of one plan, from the states that forward saved.
@@ -60,11 +64,11 @@ class DecayBackward {
  private:
   Problem p_;
   Saved saved_;
-  Segments cuts_;
-  int64_t tiles_, blocks_, local_blocks_;  // of a launch: a head's tiles; thread blocks, and those of the kernel for local states
+  Cuts cuts_;
+  int64_t tiles_, firsts_, laters_;  // of a launch: a head's tiles; thread blocks of first segments, and of later ones
   int64_t shared_;  // states that a block keeps in shared memory
-  // in scratch: of all segments' local states; states that a block keeps; `started` and `written`
-  int64_t local_floats_, kept_, told_;
+  // in scratch: of the later segments' local states; states that a block keeps; `started` and `written`; `handed`
+  int64_t local_floats_, kept_, told_, handed_;
   size_t scratch_;
 };
 

@@ -77,8 +77,7 @@ int64_t most_blocks(const Problem& p) {
   // more, step's 32.
   static_assert(SLICE == 64 && largest_key == 4 * SLICE);
   const int64_t tiles = (p.D + SLICE - 1) / SLICE * 4;
-  const int64_t segments = p.T / SEGMENT;  // of the least that is cut
-  return (p.sequences ? p.sequences + segments : p.B * std::max<int64_t>(1, segments)) * p.H * tiles;
+  return (sequence_count(p) + p.B * (p.T / SEGMENT)) * p.H * tiles;
 }
 
 int64_t token_bytes(const Problem& p) {
@@ -86,42 +85,61 @@ int64_t token_bytes(const Problem& p) {
          2 * (gate_width(p.f, p.D) + gate_width(p.g, p.K)) * static_cast<int64_t>(bytes_of(p.gate_dtype));
 }
 
-// Tokens of a segment of a sequence that is cut, at least: its scratch is one in so many bytes of its operands and results.
-// With the saved states, which on tensor cores are up to a sixth of them with full gates at widths up to 128 (64x64: a
-// twelfth), else up to a fifth, that is a quarter at most.
+// Tokens of a sequence that is cut to each of its later segments, at least: one's scratch is one in so many bytes of its
+// operands and results. With the saved states, which on tensor cores are up to a sixth of them with full gates at widths up to
+// 128 (64x64: a twelfth), else up to a fifth, that is a quarter at most.
 static int64_t least_segment(const Problem& p, int64_t scratch) {
   return std::max(SEGMENT, scratch * (tensor_cores(p) ? 12 : 20) / token_bytes(p));
 }
 
-static Segments cut_packed(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple,
-                           int64_t scratch) {
-  const auto round = [&](int64_t tokens) { return (tokens + multiple - 1) / multiple * multiple; };
-  const Segments uncut{p.sequences, round(p.T + 1), 0};
+// Of few heads of one length. least: tokens to each later segment.
+static Cuts cut_few(const Problem& p, int64_t slices, int64_t slots, const Pace& pace, int64_t multiple, int64_t least) {
+  const bool alone = p.flags & T2FW_BATCH_INVARIANT;  // as if the sequence were the only one
+  const int64_t blocks = std::max<int64_t>(1, (alone ? 1 : p.B) * p.H * slices), all = (p.T + multiple - 1) / multiple;
+  const auto each = [&](int64_t later) {  // as in segment_of
+    const int64_t units = LEAD_UNIT * later + pace.lead;
+    return (all * LEAD_UNIT + units - 1) / units;
+  };
+  const auto time = [&](int64_t later) {  // a round of whole sequences is one; without rounding, whose steps are no trend
+    const double rounds = static_cast<double>((blocks * later + slots - 1) / slots);
+    return later == 1 ? rounds : rounds * pace.local_pass * LEAD_UNIT / static_cast<double>(LEAD_UNIT * later + pace.lead);
+  };
+  int64_t later = 1;
+  for (int64_t more = 2; more <= std::min(slots, p.T / least); ++more)
+    if ((more - 1) * each(more) < all && time(more) < WORTH * time(later)) later = more;  // and none is empty
+  return {later > 1 ? later : 0, each(later) * multiple, pace.lead, 0, 0};
+}
+
+static Cuts cut_packed(const Problem& p, int64_t slices, int64_t slots, const Pace& pace, int64_t multiple, int64_t least) {
+  const Cuts uncut{0, p.T + 1, 0, 0, 0};
   if (p.flags & T2FW_BATCH_INVARIANT) return uncut;  // a sequence's neighbours would decide where it is cut
   Problem even = p;  // as many sequences of one length
   even.sequences = 0, even.B = p.sequences, even.T = (p.T + p.sequences - 1) / p.sequences;
-  const Segments cuts = cut(even, slices, slots, local_pass, multiple, scratch);
+  const Cuts cuts = cut_few(even, slices, slots, pace, multiple, least);
   const int64_t share = p.T * p.H * slices / slots;  // of all tokens, what one of the GPU's slots has
-  const int64_t wanted = cuts.count > 1 ? cuts.tokens * 5 / 4 : std::max(LONG_SEQUENCE, 2 * std::max(even.T, share));
-  const int64_t tokens = round(std::max(wanted, 2 * least_segment(p, scratch)));  // there are two slots for each
-  return tokens < p.T ? Segments{p.sequences + p.T / tokens, tokens, p.T / (tokens / 2)} : uncut;
+  const int64_t wanted = cuts.later ? cuts.tokens * 5 / 4 : std::max(LONG_SEQUENCE, 2 * std::max(even.T, share));
+  const int64_t tokens = std::max(wanted, 2 * least);  // there are two places for each
+  return tokens < p.T ? Cuts{p.T / (tokens / 2), tokens, cuts.lead, 0, 0} : uncut;
 }
 
-Segments cut(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple, int64_t scratch) {
-  if (p.sequences) return cut_packed(p, slices, slots, local_pass, multiple, scratch);
-  const bool alone = p.flags & T2FW_BATCH_INVARIANT;  // as if the sequence were the only one
-  const int64_t blocks = std::max<int64_t>(1, (alone ? 1 : p.B) * p.H * slices);
-  const auto rounds = [&](int64_t count) {  // a round of whole sequences is one
-    return static_cast<double>((blocks * count + slots - 1) / slots) / static_cast<double>(count);
-  };
-  const int64_t least = least_segment(p, scratch);
-  int64_t wanted = 1;
-  double best = rounds(1);
-  for (int64_t count = 2; count <= std::min(slots, p.T / least); ++count)
-    if (const double time = rounds(count) * local_pass; time < WORTH * best) wanted = count, best = time;
-  const int64_t tokens = ((p.T + wanted - 1) / wanted + multiple - 1) / multiple * multiple;
-  const int64_t count = std::max<int64_t>(1, tokens ? (p.T + tokens - 1) / tokens : 1);
-  return {count, tokens, count > 1 ? count : 0};
+// Of more heads than there is room for.
+static Cuts cut_many(const Problem& p, int64_t slices, int64_t slots, int64_t least) {
+  const int64_t heads = p.B * p.H, shares = slots / slices;
+  const int64_t rounds = (heads + shares - 1) / shares, more = heads % shares;
+  const bool sooner = static_cast<double>(heads) < WORTH_SHARING * static_cast<double>(rounds * shares);
+  return sooner && shares > 1 && p.T >= 2 * least ? Cuts{1, 0, 0, shares, heads - more - shares} : Cuts{};
+}
+
+Cuts cut(const Problem& p, int64_t slices, int64_t slots, const Pace& pace, int64_t multiple, int64_t scratch) {
+  const int64_t least = std::max(multiple, least_segment(p, scratch));
+  if (p.sequences) return cut_packed(p, slices, slots, pace, multiple, least);
+  const bool many = pace.shares && p.B * p.H * slices > slots && slots >= slices;
+  const Cuts few = !many || (p.flags & T2FW_BATCH_INVARIANT) ? cut_few(p, slices, slots, pace, multiple, least) : Cuts{};
+  return many && !few.later ? cut_many(p, slices, slots, least) : few;
+}
+
+int64_t later_segments(const Problem& p, const Cuts& cuts) {
+  return cuts.shares ? cuts.shares - 1 : p.B * p.H * cuts.later;
 }
 
 }  // namespace t2fw::cuda

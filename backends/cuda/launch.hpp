@@ -6,6 +6,7 @@
 #include "box.cuh"
 #include "chunk.cuh"
 #include "kernels.hpp"
+#include "tuning.hpp"
 
 namespace t2fw::cuda {
 
@@ -65,14 +66,14 @@ Rows gate_rows(const Problem& p, const void* data, t2fw_gate gate, int64_t colum
 // encodes nothing.
 bool encode(Box& box, const Problem& p, const Rows& x, t2fw_dtype dtype);
 
-// The tokens of a sequence cut into `count` segments of `tokens` each, the last one perhaps shorter, where that lets a GPU
-// that has room for `slots` at once be done sooner. The host does not know packed sequences' lengths: `tokens` is what the
-// longest segment may have (sequence.cuh), a quarter more than if all were of one length, or, if that needed no cut, twice as
-// much as the average and as a slot's share; `count` and `local` are how many slots they may need.
-// slices: how many each segment of a head is to the GPU; local_pass: how long a launch takes with the one for the local states
-// before it, over its time alone; tokens is a multiple of `multiple`; scratch: bytes of it
-// that each segment of a head costs; none is so short that they and the saved states pass a quarter of operands and results.
-Segments cut(const Problem& p, int64_t slices, int64_t slots, double local_pass, int64_t multiple, int64_t scratch);
+// Cuts sequences (sequence.cuh) where that lets a GPU that has room for `slots` thread blocks at once be sooner done. The host
+// does not know packed sequences' lengths: `tokens` is a quarter more than if all were of one length, or, if that needed no
+// cut, twice as much as the average and as a slot's share; `later` is how many places they may need.
+// slices: thread blocks of a segment of a head; segments start at a multiple of `multiple`; scratch: bytes of it that each
+// later segment of a head costs; there are no more than let them and the saved states be a quarter of operands and results.
+Cuts cut(const Problem& p, int64_t slices, int64_t slots, const Pace& pace, int64_t multiple, int64_t scratch);
+// How many later segments all heads may have.
+int64_t later_segments(const Problem& p, const Cuts& cuts);
 
 // Of a token of a head: v, y, q, k, the gates, and the gradients of all.
 int64_t token_bytes(const Problem& p);

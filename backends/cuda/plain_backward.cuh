@@ -77,7 +77,8 @@ struct Backward {
   __device__ __forceinline__ float4* kept(int i) const {
     constexpr int each = 4 * BACKWARD_THREADS;
     if (i < p.kept_shared) return reinterpret_cast<float4*>(&memory + 1) + i * each + threadIdx.x;
-    return reinterpret_cast<float4*>(p.states) + (int64_t{blockIdx.x} * p.kept + i - p.kept_shared) * each + threadIdx.x;
+    const int64_t block = blockIdx.x - (p.later && !p.sequences ? p.firsts : 0);  // of those that have tokens
+    return reinterpret_cast<float4*>(p.states) + (block * p.kept + i - p.kept_shared) * each + threadIdx.x;
   }
   __device__ __forceinline__ void keep(int i, const Patch& S) const {
     float4* const to = kept(i);
@@ -301,7 +302,10 @@ struct Backward {
     }
   }
 
-  __device__ __forceinline__ float* local(int segment) const { return task.local(p, Local::FLOATS, segment); }
+  // What a segment leaves.
+  __device__ __forceinline__ float* local(int segment) const {
+    return task.local(p, Local::FLOATS) + int64_t{segment} * task.tiles * Local::FLOATS;
+  }
   // R from zero, with the products of all gates.
   __device__ __forceinline__ void run_local(int first, int last) const {
     Patch R = {};
@@ -340,21 +344,21 @@ template <class T, class G, bool outputs>
 __global__ void __launch_bounds__(BACKWARD_THREADS) backward_kernel(const __grid_constant__ BackwardArgs p) {
   extern __shared__ __align__(16) char memory[];
   using Work = Backward<T, G>;
-  const int segments = outputs ? p.segments : p.local_segments, row = blockIdx.x / segments, i = row % p.together;
-  const int values = p.side[0].tiles, keys = p.side[1].tiles;
-  const int64_t tile = (int64_t{row / p.together} * keys + p.side[1].turn[i].tile) * values + p.side[0].turn[i].tile;
-  TileTask task = TileTask::of<outputs>(p, tile, blockIdx.x % segments);
-  task.row = row;  // of the launch
-  if (!task.segment.count) return;
-  const Work work{p, task, *reinterpret_cast<BackwardMemory*>(memory), p.side[threadIdx.x / Work::HALF].turn[i].adds};
-  const int first = task.segment.start / BACK_RUN, last = (task.segment.end + BACK_RUN - 1) / BACK_RUN;
+  TileTask task = TileTask::of<!outputs>(p, blockIdx.x, p.together);
+  const auto turn = [&](int side) { return p.side[side].turn[task.tile]; };
+  task.set_tile(p, turn(1).tile * p.side[0].tiles + turn(0).tile);
+  const Segment& segment = task.segment;
+  if (!segment.count) return;
+  const Work work{p, task, *reinterpret_cast<BackwardMemory*>(memory), turn(threadIdx.x / Work::HALF).adds};
+  const auto run_at = [](int token) { return (token + BACK_RUN - 1) / BACK_RUN; };
+  const int first = run_at(segment.start), last = run_at(segment.end);
   if constexpr (outputs) {
     typename Work::Patch R = {};
     work.load(p.d_final_state, R);
-    for (int s = task.segment.count - 1; s > task.segment.number; --s) Work::Local::pass(work.local(s), threadIdx.x, R);
+    for (int s = 1; s < segment.number; ++s) Work::Local::pass(work.local(s), threadIdx.x, R);  // a first one has no tokens
     if (last > first) work.run(first, last, R);
-    if (task.segment.number == 0) work.store(p.d_initial_state, R);
-  } else if (task.segment.number > 0) {
+    if (segment.last()) work.store(p.d_initial_state, R);
+  } else if (!segment.last()) {
     work.run_local(first, last);
   }
 }

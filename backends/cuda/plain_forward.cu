@@ -14,7 +14,7 @@ ForwardKernels kernels() {
     return Kernel<ForwardArgs>{function, plain::FORWARD_THREADS, sizeof(typename Work::Memory)};
   };
   return {kernel(plain::forward_kernel<T, G, KP, true>), kernel(plain::forward_kernel<T, G, KP, false>), Work::Local::FLOATS,
-          Work::VALUES, largest_key};
+          Work::VALUES};
 }
 
 }  // namespace

@@ -59,17 +59,23 @@ struct Forward {
     each(S, p.K, [&](float& x, int d, int j) { p.final_state.put<T>(base + d * s.d + j, x); });
   }
 
-  __device__ __forceinline__ float* local(int segment) const { return task.local(p, Local::FLOATS, segment); }
-  __device__ __forceinline__ void enter(Patch& S) const {
-    if (task.segment.count > 1) Local::get(local(task.segment.count - 1), threadIdx.x, S);  // see keep_initial
-    else load(S);
-    for (int s = 0; s < task.segment.number; ++s) Local::pass(local(s), threadIdx.x, S);
+  // What a segment leaves.
+  __device__ __forceinline__ float* local(int segment) const {
+    return task.local(p, Local::FLOATS) + int64_t{segment} * task.slices * Local::FLOATS;
   }
-  // Nobody continues from the last segment: in its place the initial state is kept, which final_state may overwrite.
-  __device__ __forceinline__ void keep_initial() const {
-    Patch S = {};
-    load(S);
-    Local().put(local(task.segment.number), threadIdx.x, S);
+  // The state before the segment.
+  __device__ __forceinline__ void enter(Patch& S) const {
+    if (!task.segment.number) return load(S);
+    wait_for(task.handed(p) + threadIdx.x / 32, 1);
+    Local::get_state(local(0), threadIdx.x, S);
+    for (int s = 1; s < task.segment.number; ++s) Local::pass(local(s), threadIdx.x, S);
+  }
+  // The state behind it, for its caller or, of a first segment, for the later ones.
+  __device__ __forceinline__ void leave(Patch& S) const {
+    if (task.segment.last()) return store(S);
+    if (task.segment.number) return;
+    Local::put_state(local(0), threadIdx.x, S);
+    tell(task.handed(p) + threadIdx.x / 32, 1);
   }
 
   // A run on its way into shared memory.
@@ -208,16 +214,19 @@ template <class T, class G, int KP, bool outputs>
 __global__ void __launch_bounds__(FORWARD_THREADS, 2) forward_kernel(const __grid_constant__ ForwardArgs p) {
   extern __shared__ __align__(16) char memory[];
   using Work = Forward<T, G, KP>;
-  const Task task = Task::of<outputs>(p, blockIdx.x, Work::VALUES, p.K);
+  const Task task = Task::of<!outputs>(p, blockIdx.x, Work::VALUES);
   if (!task.segment.count) return;
   const Work work{p, task, *reinterpret_cast<typename Work::Memory*>(memory)};
   typename Work::Patch S = {};
   if constexpr (outputs) {
     work.enter(S);
     work.template run<true>(S, nullptr);
-    if (task.segment.last()) work.store(S);
+    work.leave(S);
   } else {
-    if (task.segment.last()) return work.keep_initial();
+    if (task.segment.last()) {  // nobody continues from it
+      if (threadIdx.x < HANDED) task.handed(p)[threadIdx.x] = 0;
+      return;
+    }
     typename Work::Local all;
     work.template run<false>(S, &all.gates);
     all.put(work.local(task.segment.number), threadIdx.x, S);

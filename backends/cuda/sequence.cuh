@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "tuning.hpp"
+
 namespace t2fw::cuda {
 
 struct Sequence {
@@ -11,46 +13,86 @@ struct Sequence {
   int64_t checkpoint;  // slot of its first saved state
 };
 
-// A part of a sequence, in which a thread block takes it.
+// A part of a sequence, in which a thread block takes it. They are numbered as the pass goes: forward's from the first token
+// on, backward's from the last. The first one starts from a state that is given, and hands over the state behind it to the
+// later ones. Thread blocks of first segments come first; who waits for one relies on a GPU to start blocks in order, as scans
+// by look-back do (to count those that have started, a launch would have to clear the count first).
+//
+// Few heads (Cuts::later) are all cut, into a first segment and some later ones. A kernel ahead (`local`) leaves what each of
+// these but the last makes of a state, through which the one that was handed over goes. In that time the first ones are done,
+// and where they were the last ones go, so that as many thread blocks as there are later segments have work all the time.
+//
+// Of more heads than a GPU has room for (Cuts::shares) some are cut in two, so that it has work all the time: McNaughton's
+// rule. There is room for `shares` heads at once, and there are r more. Head k of shares - 1 is cut behind its k-th part of
+// `shares`; r + 1 are whole, behind those. Thread blocks go in this order, then the later segments: r heads start where the
+// r shortest first segments were, and the later segment of head k where the first one of head k + r was.
 struct Segment {
   int number, count;  // among those of its sequence; count 0: nothing
   int start, end;     // its tokens of the sequence
-  int local;          // number of the sequence's first segment among those of its row that leave a local state
+  int local;          // what the sequence's first segment has of its row's `later` places for local states
+  bool led;           // the first one has tokens
   __device__ __forceinline__ bool last() const { return number + 1 == count; }
 };
 
-// Which segment has a slot of batch row n. all: of the p.segments slots for all segments, else of the p.local_segments for
-// those of sequences that are cut. Args: ForwardArgs or BackwardArgs.
-//
-// A row of one sequence has a slot for each segment. A packed sequence is cut into as few segments as make none longer than
-// p.segment, of one length but for the last, a multiple of `multiple`. Its first slot is begin / p.segment + n: as
-// its last one is behind that by length / p.segment at most, it is before the next sequence's first, and
-// T / p.segment + sequences slots are enough. Among those that are cut it is begin / (p.segment / 2): a sequence of x > 1
-// times p.segment has ceil(x) segments, no more than the floor(2 x) or more slots up to the next one's first; T / (p.segment
-// / 2) are enough. Offsets that decrease do no harm.
-template <bool all, class Args>
-__device__ __forceinline__ void segment_at(const Args& p, int64_t n, int slot, int multiple, Sequence& s, Segment& segment) {
-  const int T = static_cast<int>(p.T), most = static_cast<int>(p.segment);
-  if (!p.sequences) {
-    s = {n, n, 0, T, p.T ? n * ((p.T - 1) / p.interval) : 0};
-    segment = {slot, p.segments, slot * most, min(slot * most + most, T), 0};
-    return;
+// Args: ForwardArgs or BackwardArgs.
+template <class Args>
+__device__ __forceinline__ Sequence sequence_at(const Args& p, int64_t n) {
+  const int T = static_cast<int>(p.T);
+  if (!p.sequences) return {n, n, 0, T, p.T ? n * ((p.T - 1) / p.interval) : 0};
+  const auto offset = [&](int64_t x) { return static_cast<int>(max(min(p.cu_seqlens[x], p.T), int64_t{0})); };
+  const int begin = offset(n);
+  return {n, 0, begin, max(offset(n + 1) - begin, 0), begin / p.interval};
+}
+
+// Segment `number` of a sequence, or nothing. All start at a multiple of `multiple`. A packed sequence is cut if it is longer
+// than p.segment, then into as few later segments as would make none longer without a first one, but for rounding. Its first
+// place is begin / (p.segment / 2): of x > 1
+// times p.segment it has ceil(x) later segments, no more than the floor(2 x) or more places up to the next one's first;
+// T / (p.segment / 2) are enough. Offsets that decrease do no harm.
+// head: of all sequences.
+template <bool reverse, class Args>
+__device__ __forceinline__ Segment segment_of(const Args& p, const Sequence& s, int64_t head, int number, int multiple) {
+  const uint32_t all = (s.length + multiple - 1) / multiple;
+  int later = p.later, local = 0, first = 0, each = 0;
+  if (p.shares) {
+    const uint32_t shares = p.shares, k = static_cast<uint32_t>(head - p.cut_from) + 1;
+    later = k > 0 && k < shares;
+    first = static_cast<int>(all / shares * k + all % shares * k / shares), each = static_cast<int>(all) - first;
+  } else if (later) {
+    if (p.sequences) {
+      const int most = static_cast<int>(p.segment);
+      later = s.length > most ? (s.length - 1) / most + 1 : 0, local = s.begin / (most / 2);
+      if (later && local + later > p.later) return {};
+    }
+    const uint32_t units = LEAD_UNIT * later + p.lead;
+    each = later ? static_cast<int>((all * LEAD_UNIT + units - 1) / units) : 0;
+    first = max(static_cast<int>(all) - later * each, 0);
   }
-  const auto offset = [&](int x) { return static_cast<int>(max(min(p.cu_seqlens[x], p.T), int64_t{0})); };
-  const auto first = [&](int x, int begin) { return all ? begin / most + x : begin / (most / 2); };
-  int low = all ? max(slot - T / most, 0) : 0, high = all ? min(slot, p.sequences - 1) : p.sequences - 1;  // one of these
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (first(middle, offset(middle)) <= slot) low = middle;
-    else high = middle - 1;
+  if (number < 0 || number > later) return {};
+  const int part = reverse ? later - number : number;
+  const auto cut = [&](int i) {  // the token before which part i begins, in their order
+    return i > later ? s.length : min((reverse ? i * each : i ? first + (i - 1) * each : 0) * multiple, s.length);
+  };
+  return {number, later + 1, cut(part), cut(part + 1), local, first > 0};
+}
+
+// number 0: the first segment of sequence n; else the later one that has place number - 1 of batch row n, if one has it.
+template <bool reverse, class Args>
+__device__ __forceinline__ void segment_at(const Args& p, int64_t n, int64_t h, int number, int multiple, Sequence& s,
+                                           Segment& segment) {
+  if (number && p.sequences) {
+    const int half = static_cast<int>(p.segment / 2), place = number - 1;
+    int low = 0, high = p.sequences - 1;  // one of these
+    while (low < high) {
+      const int middle = (low + high + 1) / 2;
+      if (sequence_at(p, middle).begin / half <= place) low = middle;
+      else high = middle - 1;
+    }
+    n = low, number -= sequence_at(p, low).begin / half;
+    if (number < 1) number = -1;  // the place is none of the sequence's
   }
-  const int begin = offset(low), length = max(offset(low + 1) - begin, 0), number = slot - first(low, begin);
-  s = {low, 0, begin, length, begin / p.interval};
-  const int cuts = length > most ? (length - 1) / most + 1 : 1;  // no sum here passes 2^31
-  const int each = (max(length - 1, 0) / cuts / multiple + 1) * multiple;
-  const int count = length ? (length - 1) / each + 1 : 1, local = begin / (most / 2);
-  if (number < 0 || number >= count || (count == 1 ? !all : local + count > p.local_segments)) segment = {};
-  else segment = {number, count, number * each, min(each, length - number * each) + number * each, local};
+  s = sequence_at(p, n);
+  segment = segment_of<reverse>(p, s, n * p.H + h, number, multiple);
 }
 
 }  // namespace t2fw::cuda

@@ -144,8 +144,12 @@ struct StateRows {
   }
 };
 
-// What the threads of a block leave of a segment in scratch: their elements [X][4] of the state from zero and, element by
-// element, its products of both gates (apart they may leave fp32's range where together they do not).
+// Words in which the warps that hold the state behind a first segment tell that they have handed it over, at most.
+inline constexpr int HANDED = 8;
+
+// What the threads of a block leave of a later segment in scratch: their elements [X][4] of the state from zero and, element
+// by element, its products of both gates (apart they may leave fp32's range where together they do not). Of a first one it is
+// the state behind it.
 template <int X, int threads>
 struct Local {
   static constexpr int COUNT = X * 4, FLOATS = 2 * COUNT * threads;
@@ -157,25 +161,27 @@ struct Local {
   }
   // thread: of those.
   __device__ __forceinline__ void put(float* block, int thread, const float (&S)[X][4]) const {
-    auto* const to = reinterpret_cast<float4*>(block) + thread;
-#pragma unroll
-    for (int i = 0; i < X; ++i) {
-      to[i * threads] = {S[i][0], S[i][1], S[i][2], S[i][3]};
-      to[(X + i) * threads] = {gates[i][0], gates[i][1], gates[i][2], gates[i][3]};
-    }
+    put_state(block, thread, S), put_state(block + COUNT * threads, thread, gates);
   }
-  // The state that was put.
-  __device__ __forceinline__ static void get(const float* block, int thread, float (&S)[X][4]) {
-    const auto* const from = reinterpret_cast<const float4*>(block) + thread;
+  // A state, or a thread's [Y][4] elements of it, of [X][4] from `first` on; here and below.
+  template <int Y>
+  __device__ __forceinline__ static void put_state(float* block, int thread, const float (&S)[Y][4], int first = 0) {
+    auto* const to = reinterpret_cast<float4*>(block) + first * threads + thread;
 #pragma unroll
-    for (int i = 0; i < X; ++i) {
-      const float4 own = from[i * threads];
+    for (int i = 0; i < Y; ++i) to[i * threads] = {S[i][0], S[i][1], S[i][2], S[i][3]};
+  }
+  // Behind wait_for.
+  template <int Y>
+  __device__ __forceinline__ static void get_state(const float* block, int thread, float (&S)[Y][4], int first = 0) {
+    const auto* const from = reinterpret_cast<const float4*>(block) + first * threads + thread;
+#pragma unroll
+    for (int i = 0; i < Y; ++i) {
+      const float4 own = load_line(from + i * threads);
       S[i][0] = own.x, S[i][1] = own.y, S[i][2] = own.z, S[i][3] = own.w;
     }
   }
-  // Takes the state through the segment, or a thread's [Y][4] elements of it, of [X][4] from `first` on. A zero stays
-  // one, however far the gates overflow. Everything is asked for at once: a load that waits for what another one brings
-  // is a way to the L2 cache and back more.
+  // Takes the state through the segment. A zero stays one, however far the gates overflow. Everything is asked for at once: a
+  // load that waits for what another one brings is a way to the L2 cache and back more.
   template <int Y>
   __device__ __forceinline__ static void pass(const float* block, int thread, float (&S)[Y][4], int first = 0) {
     const auto* const from = reinterpret_cast<const float4*>(block) + first * threads + thread;
