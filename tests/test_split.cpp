@@ -1,4 +1,8 @@
 // Cutting a sequence, packing sequences, and the rest of the batch change nothing.
+#include <algorithm>
+#include <functional>
+#include <string>
+
 #include "harness.hpp"
 
 namespace test {
@@ -60,6 +64,24 @@ TEST_P(Split, BatchRowAloneHasTheSameBits) {
   expect_row_alone_has_the_same_bits(backend, c);
 }
 
+// What a session has of one sequence, against the oracle of it alone. tokens_of, state_of: its part of an operand.
+void expect_equals_oracle(const Backend& backend, const Case& one, Tensors now, const Session& all,
+                          const std::function<Values(const Operand&)>& tokens_of,
+                          const std::function<Values(const Operand&)>& state_of) {
+  oracle_forward(one, now);
+  oracle_backward(one, now);
+  const bool few = one.T <= 1;
+  const double data = tolerance(backend, one, one.data), gate = tolerance(backend, one, one.gate), state = tolerance(backend, one, one.state);
+  expect_close("y", tokens_of(all.y), now.y, one.D, data, few);
+  expect_close("d_v", tokens_of(all.d_v), now.d_v, one.D, 2 * data, few);
+  expect_close("d_q", tokens_of(all.d_q), now.d_q, one.K, 2 * data, few);
+  expect_close("d_k", tokens_of(all.d_k), now.d_k, one.K, 2 * data, few);
+  if (all.d_f) expect_close("d_f", tokens_of(all.d_f), now.d_f, gate_width(one.f, one.D), 2 * gate, few);
+  if (all.d_g) expect_close("d_g", tokens_of(all.d_g), now.d_g, gate_width(one.g, one.K), 2 * gate, few);
+  expect_close("final_state", state_of(all.final_state), now.final_state, one.K, state, few);
+  expect_close("d_initial_state", state_of(all.d_initial_state), now.d_initial_state, one.K, 2 * state, few);
+}
+
 // One row packed with sequences that begin and end at `cu`; each is compared with the oracle of it alone.
 void expect_packed_equals_separate(const Backend& backend, const Case& c, const std::vector<int64_t>& cu) {
   const int64_t N = static_cast<int64_t>(cu.size()) - 1;
@@ -81,20 +103,10 @@ void expect_packed_equals_separate(const Backend& backend, const Case& c, const 
     one.T = cu[static_cast<size_t>(n) + 1] - first;
     Tensors now = tokens(c, x, first, one.T);
     now.initial_state = part(x.initial_state, N, n, 1), now.d_final_state = part(x.d_final_state, N, n, 1);
-    oracle_forward(one, now);
-    oracle_backward(one, now);
-    const bool few = one.T <= 1;
     const int64_t total = c.T;  // clang 15 captures no structured binding
-    const auto slice = [&](const Operand& o) { return tokens(o.read(), 1, total, first, one.T); };
-    const double data = tolerance(backend, c, c.data), gate = tolerance(backend, c, c.gate), state = tolerance(backend, c, c.state);
-    expect_close("y", slice(packed.y), now.y, c.D, data, few);
-    expect_close("d_v", slice(packed.d_v), now.d_v, c.D, 2 * data, few);
-    expect_close("d_q", slice(packed.d_q), now.d_q, c.K, 2 * data, few);
-    expect_close("d_k", slice(packed.d_k), now.d_k, c.K, 2 * data, few);
-    if (packed.d_f) expect_close("d_f", slice(packed.d_f), now.d_f, gate_width(c.f, c.D), 2 * gate, few);
-    if (packed.d_g) expect_close("d_g", slice(packed.d_g), now.d_g, gate_width(c.g, c.K), 2 * gate, few);
-    expect_close("final_state", part(packed.final_state.read(), N, n, 1), now.final_state, c.K, state, few);
-    expect_close("d_initial_state", part(packed.d_initial_state.read(), N, n, 1), now.d_initial_state, c.K, 2 * state, few);
+    expect_equals_oracle(
+        backend, one, now, packed, [&](const Operand& o) { return tokens(o.read(), 1, total, first, one.T); },
+        [&](const Operand& o) { return part(o.read(), N, n, 1); });
   }
 }
 
@@ -213,33 +225,23 @@ TEST_P(ManyHeads, EachEqualsOracle) {
   all.forward();
   all.backward();
   if (HasFatalFailure()) return;
-  const double data = tolerance(backend, c, c.data), gate = tolerance(backend, c, c.gate), state = tolerance(backend, c, c.state);
-  for (int64_t b = 0; b < c.B; b += b + 11 < c.B ? 11 : std::max<int64_t>(1, c.B - 1 - b)) {
+  const int64_t rows = c.B;  // clang 15 captures no structured binding
+  for (int64_t b = 0; b < rows; b += b + 11 < rows ? 11 : std::max<int64_t>(1, rows - 1 - b)) {
     SCOPED_TRACE("row " + std::to_string(b));
     Case one = c;
     one.B = 1;
-    Tensors now = batch_row(c, x, b);
-    oracle_forward(one, now);
-    oracle_backward(one, now);
-    const int64_t rows = c.B;  // clang 15 captures no structured binding
     const auto own = [&](const Operand& o) { return part(o.read(), rows, b, 1); };
-    expect_close("y", own(all.y), now.y, c.D, data);
-    expect_close("final_state", own(all.final_state), now.final_state, c.K, state);
-    expect_close("d_v", own(all.d_v), now.d_v, c.D, 2 * data);
-    expect_close("d_q", own(all.d_q), now.d_q, c.K, 2 * data);
-    expect_close("d_k", own(all.d_k), now.d_k, c.K, 2 * data);
-    if (all.d_f) expect_close("d_f", own(all.d_f), now.d_f, gate_width(c.f, c.D), 2 * gate);
-    if (all.d_g) expect_close("d_g", own(all.d_g), now.d_g, gate_width(c.g, c.K), 2 * gate);
-    expect_close("d_initial_state", own(all.d_initial_state), now.d_initial_state, c.K, 2 * state);
+    expect_equals_oracle(backend, one, batch_row(c, x, b), all, own, own);
   }
 }
 
 // Alone a row has so many heads that none is cut.
 TEST_P(ManyHeads, RowAloneHasTheSameBits) {
   const auto& [backend, c] = GetParam();
+  if (c.D > 64 || c.K > 64) GTEST_SKIP() << "heads of several blocks are cut alone";
   Case two = c;
   two.B = 2, two.H = 100;
-  if (two.D * two.K == 64 * 64) expect_row_alone_has_the_same_bits(backend, two);
+  expect_row_alone_has_the_same_bits(backend, two);
 }
 
 std::vector<Parameter> of_many_heads() {

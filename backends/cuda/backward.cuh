@@ -28,7 +28,7 @@ struct BackwardArgs {
   int64_t saved_state;
   int saved_row;
   float* local;               // what later segments leave of a state, and first ones behind them; NULL if none is cut
-  uint32_t* handed;           // HANDED words for each: whether first ones have
+  uint32_t* handed;           // HANDED words for each place there: whether a first segment has left its state
   int64_t interval, T, H, segment;  // interval: tokens between saved states (a power of two, at least 16); segment: segment_of
   int64_t firsts;             // thread blocks, the first ones, that take first segments
   int64_t cut_from;           // first head that is cut
@@ -66,7 +66,7 @@ struct TileTask {
   __device__ __forceinline__ void set_tile(const BackwardArgs& p, int number) {
     value = number % p.side[0].tiles * SLICE, key = number / p.side[0].tiles * SLICE;
   }
-  // What the sequence's first segment leaves, of `floats` a segment; that of the next one is `floats` times tiles behind it.
+  // The place of what the sequence's first segment leaves, of `floats`; that of the next one is tiles places behind it.
   __device__ __forceinline__ int64_t left(const BackwardArgs& p) const {
     return ((sequence.b * p.H + h - p.cut_from) * p.later + segment.local) * tiles + tile;
   }

@@ -1,14 +1,13 @@
 // decay forward on tensor cores: a head's tokens by chunks of 16, its values by 64 a thread block, which holds their states of
 // up to 128 keys.
 //
-// Warps of two kinds work in a thread block. `Inside` warps take the chunks in turn; what a chunk needs of itself does not depend
-// on the state, so as many chunks are under way at once. A lane owns two neighbouring columns of
-// all 16 tokens, so that products of gates never leave its registers. Pairs of tokens are split at their power-of-two
-// boundary (recurrences.md): on the key side quarters go by hand and a level above them is a matrix product (scores.cuh), on
-// the value side all are sums in fp32. The four `state` warps take the chunks in order: each holds 16 rows of the state in
-// registers in the layout of a matrix product's result, which is at once the layout in which the next product reads it. The
-// two kinds meet at a desk in shared memory, one for each inside warp: operands one way, what the entering state adds to y the
-// other.
+// Warps of two kinds work in a thread block. `Inside` warps take the chunks in turn; what a chunk needs of itself does not
+// depend on the state, so as many chunks are under way at once. A lane owns two neighbouring columns of all 16 tokens, so that
+// products of gates never leave its registers. Pairs of tokens are split at their power-of-two boundary (recurrences.md): on
+// the key side quarters go by hand and a level above them is a matrix product (scores.cuh), on the value side all are sums in
+// fp32. The four `state` warps take the chunks in order: each holds 16 rows of the state in registers in the layout of a matrix
+// product's result, which is at once the layout in which the next product reads it. The two kinds meet at a desk in shared
+// memory, one for each inside warp: operands one way, what the entering state adds to y the other.
 #pragma once
 
 #include <algorithm>
@@ -319,6 +318,7 @@ struct State {
   int warp;
 
   __device__ __forceinline__ int first_row() const { return task.column + warp * 16; }
+
   // desk.y = S q_t, without the products of f.
   __device__ __forceinline__ void output(Desk& desk, const Rows& rows) const {
     const int lane = threadIdx.x % 32, g = lane / 4, j = lane % 4 * 2, d = warp * 16;

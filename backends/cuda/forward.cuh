@@ -18,7 +18,7 @@ struct ForwardArgs {
   void* checkpoints;   // `Saved` by forward, or NULL
   bool narrow;
   float* local;        // what later segments leave of a state, and first ones behind them; NULL if none is cut
-  uint32_t* handed;    // HANDED words for each: whether first ones have
+  uint32_t* handed;    // HANDED words for each place there: whether a first segment has left its state
   int64_t interval, T, H, segment;  // interval: tokens between saved states, a multiple of CHUNK; segment: segment_of
   int64_t firsts;     // thread blocks, the first ones, that take first segments
   int64_t cut_from;   // first head that is cut
@@ -68,7 +68,7 @@ struct Task {
     one(t.sequence.b), one(t.h), one(t.column), one(t.begin), one(t.length);
     return t;
   }
-  // What the sequence's first segment leaves, of `floats` a segment; that of the next one is `floats` times slices behind it.
+  // The place of what the sequence's first segment leaves, of `floats`; that of the next one is slices places behind it.
   __device__ __forceinline__ int64_t left(const ForwardArgs& p) const {
     return ((sequence.b * p.H + h - p.cut_from) * p.later + segment.local) * slices + slice;
   }

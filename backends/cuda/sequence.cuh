@@ -44,12 +44,12 @@ __device__ __forceinline__ Sequence sequence_at(const Args& p, int64_t n) {
   return {n, 0, begin, max(offset(n + 1) - begin, 0), begin / p.interval};
 }
 
-// Segment `number` of a sequence, or nothing. All start at a multiple of `multiple`. A packed sequence is cut if it is longer
-// than p.segment, then into as few later segments as would make none longer without a first one, but for rounding. Its first
-// place is begin / (p.segment / 2): of x > 1
-// times p.segment it has ceil(x) later segments, no more than the floor(2 x) or more places up to the next one's first;
-// T / (p.segment / 2) are enough. Offsets that decrease do no harm.
-// head: of all sequences.
+// Segment `number` of a sequence, or nothing. All start at a multiple of `multiple`. head: of all sequences.
+//
+// A packed sequence is cut if it is longer than p.segment, then into as few later segments as would make none longer without a
+// first one, but for rounding. Its first place is begin / (p.segment / 2): of x > 1 times p.segment it has ceil(x) later
+// segments, no more than the floor(2 x) or more places up to the next one's first; T / (p.segment / 2) are enough. Offsets that
+// decrease do no harm.
 template <bool reverse, class Args>
 __device__ __forceinline__ Segment segment_of(const Args& p, const Sequence& s, int64_t head, int number, int multiple) {
   const uint32_t all = (s.length + multiple - 1) / multiple;
