@@ -35,14 +35,15 @@ class Kind(NamedTuple):
     device: str
     dtype: torch.dtype
     gate_dtype: torch.dtype
+    gate_bias: float  # a gate is the sigmoid of a normal number around it
 
 
 def operands(shape: Shape, kind: Kind) -> Operands:
     B, T, H, D, K = shape
     x = {n: torch.randn(B, T, H, D if n in "vf" else K, device=kind.device) for n in "vfqkg"}
     x["k"].mul_(K**-0.5)
-    for n in "fg":  # about 0.85
-        x[n].add_(2).sigmoid_()
+    for n in "fg":
+        x[n].add_(kind.gate_bias).sigmoid_()
     return {n: a.to(kind.gate_dtype if n in "fg" else kind.dtype) for n, a in x.items()}
 
 
@@ -218,6 +219,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", metavar="B,T,H,D,K", help="default: 1,T,16,64,64 over a range of T")
     parser.add_argument("--dtype", choices=dtypes, default="float32")
     parser.add_argument("--gate-dtype", choices=dtypes, help="default: --dtype, float32 beside 16 bits")
+    parser.add_argument("--gate-bias", type=float, default=2.0, metavar="X",
+                        help="a gate is the sigmoid of a normal number around X; default: 2, about 0.85")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME",
                         help="default: all, " + "; ".join(CONTENDERS))
     parser.add_argument("--limit", type=float, default=3.0, help="seconds; a call that may take longer is left out")
@@ -225,12 +228,12 @@ def main() -> None:
     args = parser.parse_args()
     dtype = dtypes[args.dtype]
     gate_dtype = dtypes[args.gate_dtype] if args.gate_dtype else torch.promote_types(dtype, torch.float32)
-    kind = Kind(args.device, dtype, gate_dtype)
+    kind = Kind(args.device, dtype, gate_dtype, args.gate_bias)
     lengths = [2**i for i in (range(7, 13) if args.device == "cpu" else range(8, 17))]
     shapes = [Shape(*map(int, s.split(","))) for s in args.shapes or [f"1,{T},16,64,64" for T in lengths]]
 
     flush = None if args.device == "cpu" else torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
-    title = f"{machine_name(args.device)}; {args.dtype}, gates {str(gate_dtype).removeprefix('torch.')}"
+    title = f"{machine_name(args.device)}; {args.dtype}, gates {str(gate_dtype).removeprefix('torch.')} around sigmoid({args.gate_bias:g})"
     copied = copy_rate(args.device, flush)
     print(f"{title}; PyTorch {torch.__version__}; a copy reads and writes {copied * 1e-9:.1f} GB/s")
 

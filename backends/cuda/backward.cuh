@@ -27,8 +27,8 @@ struct BackwardArgs {
   const void* checkpoints;    // `Saved` by forward; if narrow, rows of saved_row elements, saved_state of them a head
   int64_t saved_state;
   int saved_row;
-  float* local;               // what later segments leave of a state, and first ones behind them; NULL if none is cut
-  uint32_t* handed;           // HANDED words for each place there: whether a first segment has left its state
+  float* local;               // what segments leave for later ones (state.cuh); NULL if none is cut
+  uint32_t* handed;           // HANDED words for each place there: whether a first segment has handed its state over
   int64_t interval, T, H, segment;  // interval: tokens between saved states (a power of two, at least 16); segment: segment_of
   int64_t firsts;             // thread blocks, the first ones, that take first segments
   int64_t cut_from;           // first head that is cut
@@ -59,7 +59,7 @@ struct TileTask {
     if (!first) n = n / p.later + p.cut_from;
     t.h = static_cast<int>(n % H), n /= H;
     const int multiple = max(static_cast<int>(p.interval), SLICE);  // where states were saved, on tensor cores between blocks
-    segment_at<true>(p, n, t.h, number, multiple, t.sequence, t.segment);
+    segment_at<true, local>(p, n, t.h, number, multiple, t.sequence, t.segment);
     return t;
   }
   // value and key: of the head's tile `number`.

@@ -106,10 +106,10 @@ DecayBackward::DecayBackward(const Problem& p) : p_(p), saved_(saved_states(p)) 
   const int64_t multiple = std::max<int64_t>(BLOCK, saved_.interval);
   cuts_ = cut(p, tiles_, multiprocessors(p), saved_.narrow ? BACKWARD : PLAIN_BACKWARD, multiple, bytes);
   firsts_ = sequence_count(p) * p.H * tiles_, laters_ = later_segments(p, cuts_) * tiles_;
-  const int64_t blocks = firsts_ + laters_, kept = laters_ && !p.sequences ? laters_ : blocks;  // plain ones with tokens
+  const int64_t blocks = firsts_ + laters_;
   local_floats_ = laters_ * local;
-  told_ = blocks && tiles_ > 1 && use.waiting ? 1 + blocks * use.waiting : 0, handed_ = use.waiting ? laters_ * HANDED : 0;
-  scratch_ = static_cast<size_t>(local_floats_ + kept * kept_ * SLICE * SLICE + told_ + handed_) * sizeof(float);
+  told_ = blocks && tiles_ > 1 && use.waiting ? 1 + blocks * use.waiting : 0, handed_ = cuts_.shares ? laters_ * HANDED : 0;
+  scratch_ = static_cast<size_t>(local_floats_ + blocks * kept_ * SLICE * SLICE + told_ + handed_) * sizeof(float);
 }
 
 void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream) const {
@@ -158,7 +158,7 @@ void DecayBackward::operator()(const t2fw_backward_args& a, cudaStream_t stream)
   Kernel<BackwardArgs> backward = use.backward;
   backward.memory += static_cast<size_t>(shared_ * tile_bytes);
   const bool local = laters_ && !cuts_.shares;
-  if (const int64_t words = told_ + (cuts_.shares ? handed_ : 0))  // else `local` clears those
+  if (const int64_t words = told_ + handed_)
     check(cudaMemsetAsync(told, 0, static_cast<size_t>(words) * sizeof *told, stream));
   for (; args.number * tiles_ < tiles(p.D) * tiles(p.K); ++args.number) {
     if (!use.waiting) take_turns(args);

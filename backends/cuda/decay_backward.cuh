@@ -225,22 +225,20 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   __device__ __forceinline__ void begin(int warp) const {
     const TileTask& t = memory.task;
     const int number = t.segment.number, apart = t.tiles * TileLocal::FLOATS;
-    const bool handed = number && t.segment.led;
+    const bool handed = number && p.shares;
     const float* left = t.local(p, TileLocal::FLOATS);
     State R[2];
-    if (number) wait_for_launch();
     if (handed) wait_for(t.handed(p) + warp % SWEEP_WARPS, 1);
+    else if (number) wait_for_launch();
     local_parts(warp, [&](int m, int part, int thread, int first) {
       if (handed) TileLocal::get_state(left, thread, R[m].S, first);
       else load_state(R[m], p.d_final_state, part);
     });
-    for (int s = 1; s < number; ++s) {
-      left += apart;
+    for (int s = 0; s < number && !handed; ++s, left += apart)
       local_parts(warp, [&](int m, int, int thread, int first) { TileLocal::pass(left, thread, R[m].S, first); });
-    }
     parts(warp, [&](int m, int part) { park(R[m], part); });
   }
-  // After them: for the caller, or of a first segment for the later ones.
+  // After them: for the caller, or of a head that is cut in two for the other segment.
   __device__ __forceinline__ void finish(int warp) const {
     const TileTask& t = memory.task;
     if (t.segment.last()) {
@@ -248,7 +246,7 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
         parked(part).store(p.d_initial_state, t.sequence.n, t.h, t.value + row_of_part(part), t.key + key_of_part(part),
                            p.side[0].width, p.side[1].width);
       });
-    } else if (t.segment.number == 0 && t.segment.led) {
+    } else if (p.shares) {
       float* const left = t.local(p, TileLocal::FLOATS);
       local_parts(warp, [&](int, int part, int thread, int first) {
         TileLocal::put_state(left, thread, parked(part).S, first);
@@ -379,9 +377,8 @@ __global__ void __launch_bounds__(local_threads<1>, 1) decay_backward_local_kern
   TileTask task = TileTask::of<true>(p, blockIdx.x, p.side[0].tiles * p.side[1].tiles);
   task.set_tile(p, task.tile);
   const Segment& segment = task.segment;
-  if (segment.last()) nothing_handed(task.handed(p));
   let_next_start();
-  if (!segment.count || segment.last()) return;
+  if (!segment.count) return;
   if (threadIdx.x == 0) {
     const Place start{task.sequence.b, task.h, task.sequence.begin + segment.start, 0};
     for (int i = 0; i < 2; ++i) {

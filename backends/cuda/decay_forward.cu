@@ -10,9 +10,9 @@ namespace {
 template <class T, class G, bool logits, KeyPlan kind>
 ForwardKernels kernels() {
   constexpr int warps = inside_warps<T, G, kind>, parts = parts_of<kind>;
-  return {{decay_forward_kernel<T, G, kind, logits>, 32 * (warps + STATE_WARPS), warps * sizeof(Desk<T, G, kind>),
-           kind == KeyPlan::PAIR ? 2u : 1u},
-          {decay_forward_local_kernel<T, G, parts>, local_threads<parts>, sizeof(LocalMemory<T, G, parts>)},
+  constexpr unsigned cluster = kind == KeyPlan::PAIR ? 2 : 1;  // of `local` too, so that it leaves room for whole ones
+  return {{decay_forward_kernel<T, G, kind, logits>, 32 * (warps + STATE_WARPS), warps * sizeof(Desk<T, G, kind>), cluster},
+          {decay_forward_local_kernel<T, G, parts>, local_threads<parts>, sizeof(LocalMemory<T, G, parts>), cluster},
           parts * TileLocal::FLOATS,
           SLICE};
 }
@@ -44,11 +44,11 @@ DecayForward::DecayForward(const Problem& p)
     raise_shared_memory(reinterpret_cast<const void*>(kernel.function), kernel.memory);
   const int64_t slices = (p.D + use.values - 1) / use.values;
   const int64_t bytes = slices * static_cast<int64_t>(use.local_floats * sizeof(float));
-  const Pace& pace = plain_ ? PLAIN_FORWARD : p.K > SLICE ? FORWARD_WIDE : FORWARD;
-  cuts_ = cut(p, slices, multiprocessors(p), pace, CHUNK, bytes);
+  cuts_ = cut(p, slices, multiprocessors(p), plain_ ? PLAIN_FORWARD : FORWARD, CHUNK, bytes);
   firsts_ = sequence_count(p) * p.H * slices, laters_ = later_segments(p, cuts_) * slices;
   local_floats_ = laters_ * static_cast<int64_t>(use.local_floats);
-  scratch_ = static_cast<size_t>(local_floats_ + laters_ * HANDED) * sizeof(float);
+  handed_ = cuts_.shares ? laters_ * HANDED : 0;
+  scratch_ = static_cast<size_t>(local_floats_ + handed_) * sizeof(float);
 }
 
 void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) const {
@@ -89,7 +89,7 @@ void DecayForward::operator()(const t2fw_forward_args& a, cudaStream_t stream) c
   }
   const bool local = laters_ && !cuts_.shares;
   if (local) launch(use.local, laters_, stream, args);
-  else if (laters_) check(cudaMemsetAsync(args.handed, 0, static_cast<size_t>(laters_ * HANDED) * sizeof *args.handed, stream));
+  if (handed_) check(cudaMemsetAsync(args.handed, 0, static_cast<size_t>(handed_) * sizeof *args.handed, stream));
   launch(use.forward, firsts_ + laters_, stream, args, local && !plain_);
 }
 

@@ -370,19 +370,21 @@ struct State {
   __device__ __forceinline__ void enter(Rows& rows) const {
     const Segment& segment = task.segment;
     const int thread = warp * 32 + threadIdx.x % 32;
-    if (segment.number) {
-      wait_for_launch();
-      wait_for(task.handed(p) + warp, 1);
-    }
+    const bool handed = p.shares && segment.number;
+    if (handed) wait_for(task.handed(p) + warp, 1);
+    else if (segment.number) wait_for_launch();
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
       StateRows<T, SLICE>& state = rows[part];
-      if (segment.number) TileLocal::get_state(local(0, part), thread, state.S);
-      else state.load(p.initial_state, task.sequence.n, task.h, first_row(), part * SLICE, p.D, p.K);
-      for (int s = 1; s < segment.number; ++s) TileLocal::pass(local(s, part), thread, state.S);  // always in this order
+      if (handed) {
+        TileLocal::get_state(local(0, part), thread, state.S);
+      } else {
+        state.load(p.initial_state, task.sequence.n, task.h, first_row(), part * SLICE, p.D, p.K);
+        for (int s = 0; s < segment.number; ++s) TileLocal::pass(local(s, part), thread, state.S);  // always in this order
+      }
     }
   }
-  // The state behind a sequence's first segment, for the later ones.
+  // The state behind the first segment of a head that is cut in two, for the other.
   __device__ __forceinline__ void hand_over(Rows& rows) const {
 #pragma unroll
     for (int part = 0; part < parts; ++part)
@@ -422,7 +424,7 @@ struct State {
       if (++turn == turns) turn = 0, round ^= 1;
     }
     if (!segment.last()) {
-      if (!segment.number) hand_over(rows);
+      if (p.shares) hand_over(rows);
       return;
     }
 #pragma unroll
@@ -473,10 +475,8 @@ __global__ void __launch_bounds__(local_threads<parts>, 1) decay_forward_local_k
   using Pass = LocalPass<T, G, parts, false>;
   auto& local = *reinterpret_cast<typename Pass::Memory*>(memory);
   const Task task = Task::of<true>(p, blockIdx.x, SLICE);
-  const bool last = task.segment.last();
-  if (last) nothing_handed(task.handed(p));
   let_next_start();
-  if (!task.segment.count || last) return;  // nobody continues from the last one
+  if (!task.segment.count) return;
   if (threadIdx.x == 0) {
     const Place start = task.place(0, CHUNK);
     local.side[0] = {rows_from<T>(p.v, start), rows_from<G>(p.f, start), task.column, p.D};

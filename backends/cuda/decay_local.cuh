@@ -1,11 +1,16 @@
 // What a segment makes of a state, on tensor cores: the pass ahead of decay forward and backward (decay_forward.cuh,
-// decay_backward.cuh) where sequences are cut. Forward's begins with a state of zero and takes the chunks from the first one on
-// by their sources, values and keys; backward's begins with a gradient of zero and takes them from the last one on by their
-// sinks, gradients of outputs and queries. Both leave the state and the products of all gates (Local).
+// decay_backward.cuh) where sequences are cut. Forward's adds up what the chunks' sources, values and keys, make of a state of
+// zero; backward's what their sinks, gradients of outputs and queries, make of a gradient of zero. Both leave the state and the
+// products of all gates (Local).
+//
+// They begin with the chunk that the other pass ends with, and each chunk's part is multiplied by the products of the gates
+// that it meets on its way. When none of these is a normal fp32 number any more, what is left of the segment is not read.
 //
 // Warps of two kinds meet at desks, as in decay_forward.cuh: those of a desk scale the value side and the key side, of up to
 // `parts` times 64 keys, of the chunks that are theirs; those that hold the state take them all in order.
 #pragma once
+
+#include <cfloat>
 
 #include "kernels.hpp"
 #include "state.cuh"
@@ -19,16 +24,6 @@ inline constexpr int local_threads = 32 * (LOCAL_DESKS + parts * STATE_WARPS);
 
 // What is left of 64 values by 64 keys, as the threads of their state warps hold it.
 using TileLocal = Local<SLICE / 8, 32 * STATE_WARPS>;
-
-// Clears `handed` of a head, by the thread block of its last segment, which has nothing else to do. The next kernel starts when
-// all blocks have let it; then this is in memory, so that its first segments may tell while this kernel still runs.
-__device__ __forceinline__ void nothing_handed(uint32_t* handed) {
-  if (threadIdx.x < HANDED) {
-    handed[threadIdx.x] = 0;
-    __threadfence();
-  }
-  __syncthreads();
-}
 
 // From a segment's first token on, so that a chunk's place is {0, 0, token, count}.
 struct LocalSide {
@@ -44,12 +39,14 @@ struct alignas(16) LocalDesk {
   G a[SIDES][CHUNK][SLICE];
   T scaled[SIDES][CHUNK][PITCH];
   float all[SIDES][SLICE];  // products of a over the chunk
+  float most[SIDES];        // the largest of their magnitudes
 };
 
 template <class T, class G, int parts>
 struct LocalMemory {
   LocalDesk<T, G, parts> desk[LOCAL_DESKS];
   LocalSide side[1 + parts];  // value, key, the next 64 keys
+  bool faded[4][parts * STATE_WARPS];  // of the last rounds, by state warp: products of gates behind one have faded
 };
 static_assert(sizeof(LocalMemory<__half, float, 2>) <= shared_memory);
 
@@ -65,7 +62,7 @@ struct LocalPass {
 
   // Of the chunk that is taken as number i.
   __device__ __forceinline__ Place place(int i) const {
-    const int first = (reverse ? chunks() - 1 - i : i) * CHUNK;
+    const int first = (reverse ? i : chunks() - 1 - i) * CHUNK;
     return {0, 0, first, min(length - first, CHUNK)};
   }
   __device__ __forceinline__ void stage_side(int side, int i) const {
@@ -98,6 +95,7 @@ struct LocalPass {
       all = next;
     }
     *reinterpret_cast<float2*>(&desk.all[side][c]) = all;
+    desk.most[side] = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(fmaxf(fabsf(all.x), fabsf(all.y)))));
   }
 
   // By the warp of a desk.
@@ -111,9 +109,13 @@ struct LocalPass {
     }
     __syncwarp();
     for (int side = 0; side < SIDES; ++side) stage_side(side, warp);
-    uint32_t taken = 0;
-    for (int i = warp; i < chunks(); i += LOCAL_DESKS, ++taken) {
-      if (taken) desk.done.wait((taken - 1) % 2);
+    int round = 0;
+    for (int i = warp; i < chunks(); i += LOCAL_DESKS, ++round) {
+      if (round) desk.done.wait((round - 1) % 2);
+      if (over(round)) {
+        desk.full.arrive();
+        break;
+      }
 #pragma unroll
       for (int side = 0; side < SIDES; ++side) {
         wait_copies<SIDES - 1>();
@@ -123,25 +125,56 @@ struct LocalPass {
       }
       desk.full.arrive();
     }
+    wait_copies<0>();
   }
 
+  // Whether all products of gates had faded when the state met the chunks of two rounds before.
+  __device__ __forceinline__ bool over(int round) const {
+    return __all_sync(~0u, memory.faded[(round - 2) & 3][threadIdx.x % (parts * STATE_WARPS)]);
+  }
+
+  using State = StateRows<T, SLICE>;
+  // A chunk by a state warp. gates: their products from behind it on, of which none is larger than `most`; then with its own.
+  template <bool guarded>
+  __device__ __forceinline__ static void add(Desk& desk, int part, int warp, State& state, typename State::Slabs& gates,
+                                             float& most) {
+    typename State::Values values;
+    typename State::Keys keys;
+    values.load(desk.scaled[0], desk.all[0], warp * 16), keys.load(desk.scaled[1 + part], desk.all[1 + part], 0);
+    most *= desk.most[0] * desk.most[1 + part];
+    desk.done.arrive();
+    state.template add<guarded>(gates, values, keys);
+    State::multiply(gates, values, keys);
+  }
+  // Whether all of a warp's are smaller than a normal number. What is no number is not.
+  __device__ __forceinline__ static bool have_faded(const typename State::Slabs& gates) {
+    uint32_t most = 0;
+#pragma unroll
+    for (int i = 0; i < State::N * 4; ++i) most = max(most, __float_as_uint(fabsf(gates[i / 4][i % 4])));
+    return __all_sync(~0u, most < __float_as_uint(FLT_MIN));
+  }
   // By a warp that holds 16 values of the state and 64 keys.
-  __device__ __forceinline__ void run_state(int warp, float* to) const {
-    const int part = warp / STATE_WARPS;
-    warp %= STATE_WARPS;
-    StateRows<T, SLICE> state;
-    TileLocal local;
-    for (int i = 0; i < chunks(); ++i) {
-      Desk& desk = memory.desk[i % LOCAL_DESKS];
-      typename StateRows<T, SLICE>::Values values;
-      typename StateRows<T, SLICE>::Keys keys;
-      desk.full.wait(i / LOCAL_DESKS % 2);
-      values.load(desk.scaled[0], desk.all[0], warp * 16), keys.load(desk.scaled[1 + part], desk.all[1 + part], 0);
-      desk.done.arrive();
-      state.apply(values, keys);
-      state.multiply(local.gates, values, keys);
+  __device__ __forceinline__ void run_state(int number, float* to) const {
+    const int part = number / STATE_WARPS, warp = number % STATE_WARPS;
+    const LocalSide &value = memory.side[0], &key = memory.side[1 + part];
+    State state, gates;
+    gates.each(warp * 16, 0, [&](float& x, int d, int k) {  // none yet, of what there is
+      x = d < value.columns - value.column && k < key.columns - key.column;
+    });
+    float most = 1.f;
+    for (int first = 0, round = 0; first < chunks(); first += LOCAL_DESKS, ++round) {
+      memory.desk[0].full.wait(round % 2);
+      if (over(round)) break;
+      const int count = min(chunks() - first, LOCAL_DESKS);
+      for (int i = 0; i < count; ++i) {
+        Desk& desk = memory.desk[i];
+        desk.full.wait(round % 2);
+        if (most <= FLT_MAX) add<false>(desk, part, warp, state, gates.S, most);
+        else add<true>(desk, part, warp, state, gates.S, most);
+      }
+      memory.faded[round & 3][number] = have_faded(gates.S);
     }
-    local.put(to + part * TileLocal::FLOATS, warp * 32 + threadIdx.x % 32, state.S);
+    TileLocal::put(to + part * TileLocal::FLOATS, warp * 32 + threadIdx.x % 32, state.S, gates.S);
   }
 
   // By the whole thread block, when memory.side is set. to: where the local state goes, of 64 keys after the other.
@@ -150,6 +183,7 @@ struct LocalPass {
       memory.desk[threadIdx.x].full.init(1);
       memory.desk[threadIdx.x].done.init(parts * STATE_WARPS);
     }
+    if (threadIdx.x < sizeof memory.faded) (&memory.faded[0][0])[threadIdx.x] = false;
     __syncthreads();
     const int warp = threadIdx.x / 32;
     if (warp < LOCAL_DESKS) run_desk(warp);

@@ -17,16 +17,16 @@ struct ForwardArgs {
   const int64_t* cu_seqlens;
   void* checkpoints;   // `Saved` by forward, or NULL
   bool narrow;
-  float* local;        // what later segments leave of a state, and first ones behind them; NULL if none is cut
-  uint32_t* handed;    // HANDED words for each place there: whether a first segment has left its state
+  float* local;        // what segments leave for later ones (state.cuh); NULL if none is cut
+  uint32_t* handed;    // HANDED words for each place there: whether a first segment has handed its state over
   int64_t interval, T, H, segment;  // interval: tokens between saved states, a multiple of CHUNK; segment: segment_of
   int64_t firsts;     // thread blocks, the first ones, that take first segments
   int64_t cut_from;   // first head that is cut
   int D, K, later, lead, shares, sequences;  // later, lead, shares: Cuts; sequences: if packed, else 0
 };
 
-// A kernel for each segment of each head, its values by so many, and the one that goes before it where there are later
-// segments: `local`, which has thread blocks for those alone.
+// A kernel for each segment of each head, its values by so many, and the one that goes before it where few heads are cut:
+// `local`, which has thread blocks for the segments before the later ones.
 struct ForwardKernels {
   Kernel<ForwardArgs> forward, local;
   size_t local_floats;  // what a thread block of `local` leaves of a segment
@@ -56,7 +56,7 @@ struct Task {
     const int number = first ? 0 : static_cast<int>(block % p.later) + 1;
     if (!first) block = block / p.later + p.cut_from;
     t.h = block % p.H;
-    segment_at<false>(p, block / p.H, t.h, number, CHUNK, t.sequence, t.segment);
+    segment_at<false, local>(p, block / p.H, t.h, number, CHUNK, t.sequence, t.segment);
     t.begin = t.sequence.begin + t.segment.start;
     t.length = t.segment.end - t.segment.start;
     return t;

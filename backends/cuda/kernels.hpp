@@ -30,7 +30,7 @@ Saved saved_states(const Problem& p);
 struct Cuts {
   int64_t later;    // a batch row's places for segments behind the first ones; 0: none is cut
   int64_t tokens;   // of a packed sequence that is not cut, at most; later segments are about as long
-  int64_t lead;     // a first segment's tokens to a later one's, in 1 / LEAD_UNIT
+  int64_t lead;     // of few heads, what first segments have more than later ones, in chunks or where else they may start
   int64_t shares;   // how many heads the GPU has room for, if there are more and some are cut in two, else 0
   int64_t from;     // the first of those that may be cut
 };
@@ -49,7 +49,7 @@ class DecayForward {
   bool plain_;
   Cuts cuts_;
   int64_t firsts_, laters_;  // thread blocks of first segments, and of later ones
-  int64_t local_floats_;     // in scratch, for the later ones' local states; behind them is what says that states are there
+  int64_t local_floats_, handed_;  // in scratch: of local states, or of those handed over; what tells of these
   size_t scratch_;
 };
 
@@ -67,7 +67,7 @@ class DecayBackward {
   Cuts cuts_;
   int64_t tiles_, firsts_, laters_;  // of a launch: a head's tiles; thread blocks of first segments, and of later ones
   int64_t shared_;  // states that a block keeps in shared memory
-  // in scratch: of the later segments' local states; states that a block keeps; `started` and `written`; `handed`
+  // in scratch: of local states; states that a block keeps; `started` and `written`; `handed`
   int64_t local_floats_, kept_, told_, handed_;
   size_t scratch_;
 };

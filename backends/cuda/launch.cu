@@ -85,29 +85,27 @@ int64_t token_bytes(const Problem& p) {
          2 * (gate_width(p.f, p.D) + gate_width(p.g, p.K)) * static_cast<int64_t>(bytes_of(p.gate_dtype));
 }
 
-// Tokens of a sequence that is cut to each of its later segments, at least: one's scratch is one in so many bytes of its
+// Tokens of a sequence that is cut to each of its segments, at least: a later one's scratch is one in so many bytes of its
 // operands and results. With the saved states, which on tensor cores are up to a sixth of them with full gates at widths up to
 // 128 (64x64: a twelfth), else up to a fifth, that is a quarter at most.
 static int64_t least_segment(const Problem& p, int64_t scratch) {
   return std::max(SEGMENT, scratch * (tensor_cores(p) ? 12 : 20) / token_bytes(p));
 }
 
-// Of few heads of one length. least: tokens to each later segment.
+// Of few heads of one length. least: tokens to each segment.
 static Cuts cut_few(const Problem& p, int64_t slices, int64_t slots, const Pace& pace, int64_t multiple, int64_t least) {
   const bool alone = p.flags & T2FW_BATCH_INVARIANT;  // as if the sequence were the only one
   const int64_t blocks = std::max<int64_t>(1, (alone ? 1 : p.B) * p.H * slices), all = (p.T + multiple - 1) / multiple;
-  const auto each = [&](int64_t later) {  // as in segment_of
-    const int64_t units = LEAD_UNIT * later + pace.lead;
-    return (all * LEAD_UNIT + units - 1) / units;
-  };
+  const int64_t lead = pace.lead / multiple;
+  const auto each = [&](int64_t later) { return later ? (all - lead + later) / (later + 1) : all; };  // as in segment_of
   const auto time = [&](int64_t later) {  // a round of whole sequences is one; without rounding, whose steps are no trend
-    const double rounds = static_cast<double>((blocks * later + slots - 1) / slots);
-    return later == 1 ? rounds : rounds * pace.local_pass * LEAD_UNIT / static_cast<double>(LEAD_UNIT * later + pace.lead);
+    const double rounds = static_cast<double>((blocks * (later + 1) + slots - 1) / slots);
+    return later ? rounds * pace.local_pass / static_cast<double>(later + 1) : rounds;
   };
-  int64_t later = 1;
-  for (int64_t more = 2; more <= std::min(slots, p.T / least); ++more)
-    if ((more - 1) * each(more) < all && time(more) < WORTH * time(later)) later = more;  // and none is empty
-  return {later > 1 ? later : 0, each(later) * multiple, pace.lead, 0, 0};
+  int64_t later = 0;
+  for (int64_t more = 1; more < std::min(slots, p.T / least); ++more)
+    if (more * each(more) < all && time(more) < WORTH * time(later)) later = more;  // and none is empty
+  return {later, each(later) * multiple, lead, 0, 0};
 }
 
 static Cuts cut_packed(const Problem& p, int64_t slices, int64_t slots, const Pace& pace, int64_t multiple, int64_t least) {

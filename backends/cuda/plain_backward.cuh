@@ -77,8 +77,7 @@ struct Backward {
   __device__ __forceinline__ float4* kept(int i) const {
     constexpr int each = 4 * BACKWARD_THREADS;
     if (i < p.kept_shared) return reinterpret_cast<float4*>(&memory + 1) + i * each + threadIdx.x;
-    const int64_t block = blockIdx.x - (p.later && !p.sequences ? p.firsts : 0);  // of those that have tokens
-    return reinterpret_cast<float4*>(p.states) + (block * p.kept + i - p.kept_shared) * each + threadIdx.x;
+    return reinterpret_cast<float4*>(p.states) + (int64_t{blockIdx.x} * p.kept + i - p.kept_shared) * each + threadIdx.x;
   }
   __device__ __forceinline__ void keep(int i, const Patch& S) const {
     float4* const to = kept(i);
@@ -309,7 +308,8 @@ struct Backward {
   // R from zero, with the products of all gates.
   __device__ __forceinline__ void run_local(int first, int last) const {
     Patch R = {};
-    Local all;
+    Patch gates;
+    Local::no_gates(gates);
     fill_absent();
     int turn = 1;
     Coming coming;
@@ -318,9 +318,9 @@ struct Backward {
     for (int i = last - 1; i >= first; --i) {
       begin(i - 1, Need::sinks, first, coming, turn);
 #pragma unroll 2
-      for (int t = BACK_RUN - 1; t >= 0; --t) retreat_local(turn, t, R, all.gates);
+      for (int t = BACK_RUN - 1; t >= 0; --t) retreat_local(turn, t, R, gates);
     }
-    all.put(local(task.segment.number), threadIdx.x, R);
+    Local::put(local(task.segment.number), threadIdx.x, R, gates);
   }
   __device__ __forceinline__ void retreat_local(int turn, int t, Patch& R, Patch& gates) const {
     const Side &values = memory.run[turn][0], &keys = memory.run[turn][1];
@@ -355,10 +355,10 @@ __global__ void __launch_bounds__(BACKWARD_THREADS) backward_kernel(const __grid
   if constexpr (outputs) {
     typename Work::Patch R = {};
     work.load(p.d_final_state, R);
-    for (int s = 1; s < segment.number; ++s) Work::Local::pass(work.local(s), threadIdx.x, R);  // a first one has no tokens
+    for (int s = 0; s < segment.number; ++s) Work::Local::pass(work.local(s), threadIdx.x, R);
     if (last > first) work.run(first, last, R);
     if (segment.last()) work.store(p.d_initial_state, R);
-  } else if (!segment.last()) {
+  } else {
     work.run_local(first, last);
   }
 }

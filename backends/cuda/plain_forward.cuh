@@ -65,17 +65,8 @@ struct Forward {
   }
   // The state before the segment.
   __device__ __forceinline__ void enter(Patch& S) const {
-    if (!task.segment.number) return load(S);
-    wait_for(task.handed(p) + threadIdx.x / 32, 1);
-    Local::get_state(local(0), threadIdx.x, S);
-    for (int s = 1; s < task.segment.number; ++s) Local::pass(local(s), threadIdx.x, S);
-  }
-  // The state behind it, for its caller or, of a first segment, for the later ones.
-  __device__ __forceinline__ void leave(Patch& S) const {
-    if (task.segment.last()) return store(S);
-    if (task.segment.number) return;
-    Local::put_state(local(0), threadIdx.x, S);
-    tell(task.handed(p) + threadIdx.x / 32, 1);
+    load(S);
+    for (int s = 0; s < task.segment.number; ++s) Local::pass(local(s), threadIdx.x, S);
   }
 
   // A run on its way into shared memory.
@@ -221,15 +212,12 @@ __global__ void __launch_bounds__(FORWARD_THREADS, 2) forward_kernel(const __gri
   if constexpr (outputs) {
     work.enter(S);
     work.template run<true>(S, nullptr);
-    work.leave(S);
+    if (task.segment.last()) work.store(S);
   } else {
-    if (task.segment.last()) {  // nobody continues from it
-      if (threadIdx.x < HANDED) task.handed(p)[threadIdx.x] = 0;
-      return;
-    }
-    typename Work::Local all;
-    work.template run<false>(S, &all.gates);
-    all.put(work.local(task.segment.number), threadIdx.x, S);
+    typename Work::Patch gates;
+    Work::Local::no_gates(gates);
+    work.template run<false>(S, &gates);
+    Work::Local::put(work.local(task.segment.number), threadIdx.x, S, gates);
   }
 }
 

@@ -14,23 +14,22 @@ struct Sequence {
 };
 
 // A part of a sequence, in which a thread block takes it. They are numbered as the pass goes: forward's from the first token
-// on, backward's from the last. The first one starts from a state that is given, and hands over the state behind it to the
-// later ones. Thread blocks of first segments come first; who waits for one relies on a GPU to start blocks in order, as scans
-// by look-back do (to count those that have started, a launch would have to clear the count first).
+// on, backward's from the last. The first one starts from a state that is given.
 //
 // Few heads (Cuts::later) are all cut, into a first segment and some later ones. A kernel ahead (`local`) leaves what each of
-// these but the last makes of a state, through which the one that was handed over goes. In that time the first ones are done,
-// and where they were the last ones go, so that as many thread blocks as there are later segments have work all the time.
+// these but the last makes of a state, through which the given one goes on its way to a later segment. The first ones need not
+// wait for it, and are longer by about what they do in that time (Pace::lead).
 //
 // Of more heads than a GPU has room for (Cuts::shares) some are cut in two, so that it has work all the time: McNaughton's
 // rule. There is room for `shares` heads at once, and there are r more. Head k of shares - 1 is cut behind its k-th part of
 // `shares`; r + 1 are whole, behind those. Thread blocks go in this order, then the later segments: r heads start where the
-// r shortest first segments were, and the later segment of head k where the first one of head k + r was.
+// r shortest first segments were, and the later segment of head k where the first one of head k + r was, which hands over the
+// state behind it. Who waits for one relies on a GPU to start blocks in order, as scans by look-back do (to count those that
+// have started, a launch would have to clear the count first).
 struct Segment {
   int number, count;  // among those of its sequence; count 0: nothing
   int start, end;     // its tokens of the sequence
   int local;          // what the sequence's first segment has of its row's `later` places for local states
-  bool led;           // the first one has tokens
   __device__ __forceinline__ bool last() const { return number + 1 == count; }
 };
 
@@ -44,16 +43,17 @@ __device__ __forceinline__ Sequence sequence_at(const Args& p, int64_t n) {
   return {n, 0, begin, max(offset(n + 1) - begin, 0), begin / p.interval};
 }
 
-// Segment `number` of a sequence, or nothing. All start at a multiple of `multiple`. head: of all sequences.
+// Segment `number` of a sequence, or nothing. All start at a multiple of `multiple`. head: of all sequences. local: the segment
+// before it, for `local`.
 //
-// A packed sequence is cut if it is longer than p.segment, then into as few later segments as would make none longer without a
-// first one, but for rounding. Its first place is begin / (p.segment / 2): of x > 1 times p.segment it has ceil(x) later
-// segments, no more than the floor(2 x) or more places up to the next one's first; T / (p.segment / 2) are enough. Offsets that
+// A packed sequence is cut if it is longer than p.segment, then into as few segments as would make none longer if all were
+// equal, but for rounding. Its first place is begin / (p.segment / 2): of x > 1 times p.segment it has ceil(x) - 1 later
+// segments, fewer than the floor(2 x) or more places up to the next one's first; T / (p.segment / 2) are enough. Offsets that
 // decrease do no harm.
-template <bool reverse, class Args>
+template <bool reverse, bool local, class Args>
 __device__ __forceinline__ Segment segment_of(const Args& p, const Sequence& s, int64_t head, int number, int multiple) {
   const uint32_t all = (s.length + multiple - 1) / multiple;
-  int later = p.later, local = 0, first = 0, each = 0;
+  int later = p.later, place = 0, first = 0, each = 0;
   if (p.shares) {
     const uint32_t shares = p.shares, k = static_cast<uint32_t>(head - p.cut_from) + 1;
     later = k > 0 && k < shares;
@@ -61,23 +61,23 @@ __device__ __forceinline__ Segment segment_of(const Args& p, const Sequence& s, 
   } else if (later) {
     if (p.sequences) {
       const int most = static_cast<int>(p.segment);
-      later = s.length > most ? (s.length - 1) / most + 1 : 0, local = s.begin / (most / 2);
-      if (later && local + later > p.later) return {};
+      later = s.length > most ? (s.length - 1) / most : 0, place = s.begin / (most / 2);
     }
-    const uint32_t units = LEAD_UNIT * later + p.lead;
-    each = later ? static_cast<int>((all * LEAD_UNIT + units - 1) / units) : 0;
+    each = later ? (static_cast<int>(all) - p.lead + later) / (later + 1) : 0;
     first = max(static_cast<int>(all) - later * each, 0);
   }
   if (number < 0 || number > later) return {};
+  if (local) --number;
   const int part = reverse ? later - number : number;
   const auto cut = [&](int i) {  // the token before which part i begins, in their order
     return i > later ? s.length : min((reverse ? i * each : i ? first + (i - 1) * each : 0) * multiple, s.length);
   };
-  return {number, later + 1, cut(part), cut(part + 1), local, first > 0};
+  return {number, later + 1, cut(part), cut(part + 1), place};
 }
 
-// number 0: the first segment of sequence n; else the later one that has place number - 1 of batch row n, if one has it.
-template <bool reverse, class Args>
+// number 0: the first segment of sequence n; else the later one that has place number - 1 of batch row n, if one has it, or if
+// `local` the one before it.
+template <bool reverse, bool local, class Args>
 __device__ __forceinline__ void segment_at(const Args& p, int64_t n, int64_t h, int number, int multiple, Sequence& s,
                                            Segment& segment) {
   if (number && p.sequences) {
@@ -92,7 +92,7 @@ __device__ __forceinline__ void segment_at(const Args& p, int64_t n, int64_t h, 
     if (number < 1) number = -1;  // the place is none of the sequence's
   }
   s = sequence_at(p, n);
-  segment = segment_of<reverse>(p, s, n * p.H + h, number, multiple);
+  segment = segment_of<reverse, local>(p, s, n * p.H + h, number, multiple);
 }
 
 }  // namespace t2fw::cuda

@@ -135,6 +135,19 @@ struct StateRows {
       x[n][3] *= values.f[1] * keys.g[n].y;
     }
   }
+  using Slabs = float[N][4];
+  // S += gates o values^T keys. guarded: gates may have overflowed where there is nothing to add.
+  template <bool guarded>
+  __device__ __forceinline__ void add(const Slabs& gates, const Values& values, const Keys& keys) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float own[4] = {};
+      multiply_add<T>(own, values.left, keys.right[n / 2][n % 2 * 2], keys.right[n / 2][n % 2 * 2 + 1]);
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (!guarded || own[e] != 0.f) S[n][e] = fmaf(gates[n][e], own[e], S[n][e]);
+    }
+  }
   // S = (f (x) g) o S + values^T keys
   __device__ __forceinline__ void apply(const Values& values, const Keys& keys) {
     multiply(S, values, keys);
@@ -147,20 +160,20 @@ struct StateRows {
 // Words in which the warps that hold the state behind a first segment tell that they have handed it over, at most.
 inline constexpr int HANDED = 8;
 
-// What the threads of a block leave of a later segment in scratch: their elements [X][4] of the state from zero and, element
-// by element, its products of both gates (apart they may leave fp32's range where together they do not). Of a first one it is
-// the state behind it.
+// What the threads of a block leave of a segment in scratch: their elements [X][4] of the state from zero and, element by
+// element, its products of both gates (apart they may leave fp32's range where together they do not). Of a head that is cut in
+// two it is the state behind the first segment.
 template <int X, int threads>
 struct Local {
   static constexpr int COUNT = X * 4, FLOATS = 2 * COUNT * threads;
-  float gates[X][4];
 
-  __device__ __forceinline__ Local() {
+  // The products of no gates.
+  __device__ __forceinline__ static void no_gates(float (&gates)[X][4]) {
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) gates[i / 4][i % 4] = 1.f;
   }
   // thread: of those.
-  __device__ __forceinline__ void put(float* block, int thread, const float (&S)[X][4]) const {
+  __device__ __forceinline__ static void put(float* block, int thread, const float (&S)[X][4], const float (&gates)[X][4]) {
     put_state(block, thread, S), put_state(block + COUNT * threads, thread, gates);
   }
   // A state, or a thread's [Y][4] elements of it, of [X][4] from `first` on; here and below.
