@@ -38,7 +38,7 @@ const Shape gpu_sequences[] = {{8, 4096, 16, 64, 64}, {1, 65536, 16, 64, 64},  {
                                {1, 4096, 16, 64, 64}, {4, 4096, 8, 128, 128}, {32, 2048, 1, 64, 64}};
 const Shape gpu_steps[] = {{1, 1, 16, 64, 64}, {32, 1, 16, 64, 64}, {256, 1, 16, 64, 64}, {64, 1, 16, 128, 128}};
 
-struct Dtypes { const char* name; t2fw_dtype data, gate; bool logits = false; float logit = 2; };  // a gate's, on average
+struct Dtypes { const char* name; t2fw_dtype data, gate; bool logits = false; float gate_bias = 2; };
 const Dtypes all_dtypes[] = {{"fp32", T2FW_FP32, T2FW_FP32},
                              {"bf16", T2FW_BF16, T2FW_FP32},
                              {"bf16_gates", T2FW_BF16, T2FW_BF16},
@@ -195,14 +195,14 @@ class Problem {
     return d;
   }
 
-  // Uniform of standard deviation `scale`; a gate is the sigmoid of that plus Dtypes::logit, or that its logit.
+  // Uniform of standard deviation `scale`; a gate is the sigmoid of that plus Dtypes::gate_bias, or that its logit.
   Buffer random(size_t count, t2fw_dtype dtype, float scale, bool gate) {
     const size_t size = bytes_of(dtype);
     std::vector<unsigned char> host(count * size);
     for (size_t i = 0; i < count; ++i) {
       seed_ = seed_ * 6364136223846793005u + 1442695040888963407u;
       float x = (static_cast<float>(seed_ >> 40) * 0x1p-23f - 1) * std::sqrt(3.0f) * scale;
-      if (gate) x += case_.dtypes.logit;
+      if (gate) x += case_.dtypes.gate_bias;
       if (gate && !case_.dtypes.logits) x = 1 / (1 + std::exp(-x));
       uint32_t bits = std::bit_cast<uint32_t>(x);
       if (dtype == T2FW_BF16) bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;

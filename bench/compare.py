@@ -233,7 +233,8 @@ def main() -> None:
     shapes = [Shape(*map(int, s.split(","))) for s in args.shapes or [f"1,{T},16,64,64" for T in lengths]]
 
     flush = None if args.device == "cpu" else torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
-    title = f"{machine_name(args.device)}; {args.dtype}, gates {str(gate_dtype).removeprefix('torch.')} around sigmoid({args.gate_bias:g})"
+    gates = f"{str(gate_dtype).removeprefix('torch.')} around sigmoid({args.gate_bias:g})"
+    title = f"{machine_name(args.device)}; {args.dtype}, gates {gates}"
     copied = copy_rate(args.device, flush)
     print(f"{title}; PyTorch {torch.__version__}; a copy reads and writes {copied * 1e-9:.1f} GB/s")
 

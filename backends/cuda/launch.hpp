@@ -67,8 +67,8 @@ Rows gate_rows(const Problem& p, const void* data, t2fw_gate gate, int64_t colum
 bool encode(Box& box, const Problem& p, const Rows& x, t2fw_dtype dtype);
 
 // Cuts sequences (sequence.cuh) where that lets a GPU that has room for `slots` thread blocks at once be sooner done. The host
-// does not know packed sequences' lengths: `tokens` is a quarter more than a later segment if all were of one length, or, if that needed no
-// cut, twice as much as the average and as a slot's share; `later` is how many places they may need.
+// does not know packed sequences' lengths: `tokens` is a quarter more than a later segment if all were of one length, or, if
+// that needed no cut, twice as much as the average and as a slot's share; `later` is how many places they may need.
 // slices: thread blocks of a segment of a head; segments start at a multiple of `multiple`; scratch: bytes of it that each
 // later segment of a head costs; there are no more than let them and the saved states be a quarter of operands and results.
 Cuts cut(const Problem& p, int64_t slices, int64_t slots, const Pace& pace, int64_t multiple, int64_t scratch);

@@ -14,7 +14,8 @@ struct Sequence {
 };
 
 // A part of a sequence, in which a thread block takes it. They are numbered as the pass goes: forward's from the first token
-// on, backward's from the last. The first one starts from a state that is given.
+// on, backward's from the last. The first one starts from a state that is given. Forward may write its final state where that
+// lies: every segment reads it as it starts, and the last one, whose thread block starts behind the others', writes as it ends.
 //
 // Few heads (Cuts::later) are all cut, into a first segment and some later ones. A kernel ahead (`local`) leaves what each of
 // these but the last makes of a state, through which the given one goes on its way to a later segment. The first ones need not
