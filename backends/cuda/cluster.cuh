@@ -36,12 +36,14 @@ __device__ __forceinline__ void copy_to_other(uint32_t to, const void* own, uint
   __trap();
 #endif
 }
-// By a whole warp: arrives at the other block's gate, which waits there by wait_for_other.
+// By a whole warp: arrives at the other block's gate, which waits there by wait_for_other. It tells that reads are over, whose
+// values are here by the gates that the warp has passed, and of no writes: a release waits for all stores to global memory,
+// and took 17 % of an inside warp's time.
 __device__ __forceinline__ void arrive_at_other(uint32_t gate) {
 #if __CUDA_ARCH__ >= 900
   __syncwarp();
   if (Gate::EACH == 32 || threadIdx.x % 32 == 0)
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(gate) : "memory");
+    asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(gate) : "memory");
 #else
   __trap();
 #endif

@@ -269,9 +269,9 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
   __device__ __forceinline__ void stage_initial(int part) const {
     State S;
     load_state(S, p.initial_state, part);
-    S.pieces(row_of_part(part), key_of_part(part), [&](uint4 piece, int d, int at) {
-      *reinterpret_cast<uint4*>(&memory.saved[d][at]) = piece;
-    });
+    const int lane = threadIdx.x % 32;
+    T* const to = &memory.saved[row_of_part(part) + lane / 4][key_of_part(part) + lane % 4 * SavedRow::PIECE];
+    S.pieces([&](uint4 piece, int row, int at) { *reinterpret_cast<uint4*>(to + row * PITCH + at) = piece; });
   }
   __device__ __forceinline__ void load_state(State& part, const StateOperand& x, int number) const {
     const TileTask& t = memory.task;

@@ -345,19 +345,26 @@ struct State {
     }
   }
 
-  __device__ __forceinline__ void save(Rows& rows, int64_t number) const {
-    const int width = static_cast<int>(SavedRow::width(p.K));
+  // Where a head's state is saved, in elements from the first one on: of narrow ones what this lane has first. number: the slot.
+  __device__ __forceinline__ int64_t saved_at(int64_t number) const {
+    const int64_t at = (number * p.H + task.h) * p.D * saved_row();
+    return p.narrow ? at + (first_row() + threadIdx.x % 32 / 4) * saved_row() + threadIdx.x % 4 * SavedRow::PIECE : at;
+  }
+  __device__ __forceinline__ int saved_row() const { return p.narrow ? static_cast<int>(SavedRow::width(p.K)) : p.K; }
+  __device__ __forceinline__ void save(Rows& rows, int64_t at) const {
+    const int d = first_row() + threadIdx.x % 32 / 4, first = threadIdx.x % 4 * SavedRow::PIECE, width = saved_row();
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
       if (p.narrow) {
-        T* const saved = static_cast<T*>(p.checkpoints) + number * p.D * width;
-        rows[part].pieces(first_row(), part * SLICE, [&](uint4 piece, int d, int at) {
-          if (d < p.D && at < width) *reinterpret_cast<uint4*>(&saved[d * width + at]) = piece;
+        T* const to = static_cast<T*>(p.checkpoints) + at;
+        rows[part].pieces([&](uint4 piece, int row, int key) {
+          key += part * SLICE;
+          store_line_if(d + row < p.D && first + key < width, to + row * width + key, piece);
         });
       } else {
-        float* const saved = static_cast<float*>(p.checkpoints) + number * p.D * p.K;
+        float* const to = static_cast<float*>(p.checkpoints) + at;
         rows[part].each(first_row(), part * SLICE, p.D, p.K,
-                        [&](float& s, int d, int key) { saved[int64_t{key} * p.D + d] = s; });
+                        [&](float& s, int d, int key) { to[int64_t{key} * p.D + d] = s; });
       }
     }
   }
@@ -411,14 +418,15 @@ struct State {
     const Segment& segment = task.segment;
     enter(rows);
     const int interval = static_cast<int>(p.interval);
-    int64_t number = max(segment.start - 1, 0) / interval;
-    int next = p.checkpoints ? (static_cast<int>(number) + 1) * interval - segment.start : -1;
-    int turn = 0;
+    const int number = max(segment.start - 1, 0) / interval;
+    int next = p.checkpoints ? (number + 1) * interval - segment.start : -1, turn = 0;
+    int64_t saved = saved_at(task.sequence.checkpoint + number);
+    const int64_t apart = p.H * p.D * saved_row();
     uint32_t round = 0;
     for (int first = 0; first < task.length; first += CHUNK) {
       if (first == next) {
-        save(rows, (task.sequence.checkpoint + number++) * p.H + task.h);
-        next += interval;
+        save(rows, saved);
+        saved += apart, next += interval;
       }
       pass(desks[turn], rows, round);
       if (++turn == turns) turn = 0, round ^= 1;

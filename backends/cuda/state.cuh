@@ -69,17 +69,16 @@ struct StateRows {
     each(first, first_key, D, K, [&](float& s, int d, int key) { x.put<T>(base + d * x.strides.d + key, s); });
   }
 
-  // body(piece, d, at) for every piece of a row as SavedRow has it; first_key: a multiple of its groups.
+  // body(piece, row, at) for every piece of a row as SavedRow has it, seen from the lane's first: row lane / 4, piece lane % 4.
   template <class Body>
-  __device__ __forceinline__ void pieces(int first, int first_key, const Body& body) const {
-    const int lane = threadIdx.x % 32, d = first + lane / 4, at = first_key + lane % 4 * SavedRow::PIECE;
+  __device__ __forceinline__ void pieces(const Body& body) const {
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
       const auto two = [&](int n) {
         const float* const s = S[i / 2 * 4 + n] + i % 2 * 2;
         return bits(narrow<T>(float2{s[0], s[1]}));
       };
-      body(uint4{two(0), two(1), two(2), two(3)}, d + i % 2 * 8, at + i / 2 * SavedRow::GROUP);
+      body(uint4{two(0), two(1), two(2), two(3)}, i % 2 * 8, i / 2 * SavedRow::GROUP);
     }
   }
   // From rows of such pieces.
