@@ -345,29 +345,23 @@ struct State {
     }
   }
 
-  // Where a head's state is saved, in elements from the first one on: of narrow ones what this lane has first. number: the slot.
-  __device__ __forceinline__ int64_t saved_at(int64_t number) const {
-    const int64_t at = (number * p.H + task.h) * p.D * saved_row();
-    return p.narrow ? at + (first_row() + threadIdx.x % 32 / 4) * saved_row() + threadIdx.x % 4 * SavedRow::PIECE : at;
-  }
-  __device__ __forceinline__ int saved_row() const { return p.narrow ? static_cast<int>(SavedRow::width(p.K)) : p.K; }
-  __device__ __forceinline__ void save(Rows& rows, int64_t at) const {
-    const int d = first_row() + threadIdx.x % 32 / 4, first = threadIdx.x % 4 * SavedRow::PIECE, width = saved_row();
+  // to: where the head's state is saved; of narrow ones this lane's first piece.
+  __device__ __forceinline__ void save_narrow(Rows& rows, T* to) const {
+    const int lane = threadIdx.x % 32, d = first_row() + lane / 4, key = lane % 4 * SavedRow::PIECE, width = saved_row();
 #pragma unroll
-    for (int part = 0; part < parts; ++part) {
-      if (p.narrow) {
-        T* const to = static_cast<T*>(p.checkpoints) + at;
-        rows[part].pieces([&](uint4 piece, int row, int key) {
-          key += part * SLICE;
-          store_line_if(d + row < p.D && first + key < width, to + row * width + key, piece);
-        });
-      } else {
-        float* const to = static_cast<float*>(p.checkpoints) + at;
-        rows[part].each(first_row(), part * SLICE, p.D, p.K,
-                        [&](float& s, int d, int key) { to[int64_t{key} * p.D + d] = s; });
-      }
-    }
+    for (int part = 0; part < parts; ++part)
+      rows[part].pieces([&](uint4 piece, int row, int at) {
+        at += part * SLICE;
+        store_line_if(d + row < p.D && key + at < width, to + row * width + at, piece);
+      });
   }
+  __device__ __forceinline__ void save_wide(Rows& rows, float* to) const {
+#pragma unroll
+    for (int part = 0; part < parts; ++part)
+      rows[part].each(first_row(), part * SLICE, p.D, p.K,
+                      [&](float& s, int d, int key) { to[int64_t{key} * p.D + d] = s; });
+  }
+  __device__ __forceinline__ int saved_row() const { return static_cast<int>(SavedRow::width(p.K)); }
 
   // What a segment leaves of the keys from 64 part on.
   __device__ __forceinline__ float* local(int segment, int part) const {
@@ -418,15 +412,20 @@ struct State {
     const Segment& segment = task.segment;
     enter(rows);
     const int interval = static_cast<int>(p.interval);
-    const int number = max(segment.start - 1, 0) / interval;
-    int next = p.checkpoints ? (number + 1) * interval - segment.start : -1, turn = 0;
-    int64_t saved = saved_at(task.sequence.checkpoint + number);
-    const int64_t apart = p.H * p.D * saved_row();
+    const int64_t number = max(segment.start - 1, 0) / interval, slot = (task.sequence.checkpoint + number) * p.H + task.h;
+    int next = p.checkpoints ? (static_cast<int>(number) + 1) * interval - segment.start : -1;
+    const int lane = threadIdx.x % 32, row = p.narrow ? saved_row() : p.K;
+    // of the next one: only one of both is used
+    T* narrow = static_cast<T*>(p.checkpoints) + slot * p.D * row + (first_row() + lane / 4) * row + lane % 4 * SavedRow::PIECE;
+    float* wide = static_cast<float*>(p.checkpoints) + slot * p.D * row;
+    const int64_t apart = p.H * p.D * row;
+    int turn = 0;
     uint32_t round = 0;
     for (int first = 0; first < task.length; first += CHUNK) {
       if (first == next) {
-        save(rows, saved);
-        saved += apart, next += interval;
+        if (p.narrow) save_narrow(rows, narrow);
+        else save_wide(rows, wide);
+        narrow += apart, wide += apart, next += interval;
       }
       pass(desks[turn], rows, round);
       if (++turn == turns) turn = 0, round ^= 1;

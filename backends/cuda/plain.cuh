@@ -4,6 +4,8 @@
 // same.
 #pragma once
 
+#include <cfloat>
+
 #include "chunk.cuh"
 
 namespace t2fw::cuda::plain {
@@ -124,6 +126,19 @@ __device__ __forceinline__ void put_four(const Rows& x, const Place& c, int t, i
   if (column + 1 < columns) to[1] = narrow<E>(value.y);
   if (column + 2 < columns) to[2] = narrow<E>(value.z);
   if (column + 3 < columns) to[3] = narrow<E>(value.w);
+}
+
+// By the whole thread block: whether products of gates have all faded, as in decay_local.cuh. What is no number has not.
+template <int N>
+__device__ __forceinline__ bool have_faded(const float (&gates)[N][4]) {
+  uint32_t most = 0;
+#pragma unroll
+  for (int i = 0; i < N * 4; ++i) most = max(most, __float_as_uint(fabsf(gates[i / 4][i % 4])));
+  return __syncthreads_and(most < __float_as_uint(FLT_MIN));
+}
+// S += gates x: where nothing is written gates may have overflowed.
+__device__ __forceinline__ void add_to(float& S, float gates, float x) {
+  if (x != 0.f) S = fmaf(gates, x, S);
 }
 
 __device__ __forceinline__ float4 add(float4 x, float4 y) { return {x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w}; }

@@ -305,24 +305,25 @@ struct Backward {
   __device__ __forceinline__ float* local(int segment) const {
     return task.local(p, Local::FLOATS) + int64_t{segment} * task.tiles * Local::FLOATS;
   }
-  // R from zero, with the products of all gates.
+  // R from zero, and the products of all gates, from the first token on until they have faded.
   __device__ __forceinline__ void run_local(int first, int last) const {
-    Patch R = {};
-    Patch gates;
-    Local::no_gates(gates);
+    Patch R = {}, gates = {};
+    each(gates, [](float& x, int, int) { x = 1.f; });
     fill_absent();
     int turn = 1;
     Coming coming;
-    if (last > first) coming.start(*this, last - 1, Need::sinks, 0);
+    if (last > first) coming.start(*this, first, Need::sinks, 0);
     commit_copies();
-    for (int i = last - 1; i >= first; --i) {
-      begin(i - 1, Need::sinks, first, coming, turn);
+    for (int i = first; i < last && !have_faded(gates); ++i) {
+      begin(i + 1 < last ? i + 1 : -1, Need::sinks, first, coming, turn);
 #pragma unroll 2
-      for (int t = BACK_RUN - 1; t >= 0; --t) retreat_local(turn, t, R, gates);
+      for (int t = 0; t < BACK_RUN; ++t) advance_local(turn, t, R, gates);
     }
+    wait_copies<0>();
     Local::put(local(task.segment.number), threadIdx.x, R, gates);
   }
-  __device__ __forceinline__ void retreat_local(int turn, int t, Patch& R, Patch& gates) const {
+  // Token t; gates: of those before it, and then with its own.
+  __device__ __forceinline__ void advance_local(int turn, int t, Patch& R, Patch& gates) const {
     const Side &values = memory.run[turn][0], &keys = memory.run[turn][1];
     float f[4], d_y[4], g[4], q[4];
     load_four(&values.a[t][value()], f);
@@ -333,9 +334,8 @@ struct Backward {
     for (int a = 0; a < 4; ++a)
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        const float gate = f[c] * g[a];
-        R[a][c] = fmaf(d_y[c], q[a], R[a][c]) * gate;
-        gates[a][c] *= gate;
+        gates[a][c] *= f[c] * g[a];
+        add_to(R[a][c], gates[a][c], d_y[c] * q[a]);
       }
   }
 };

@@ -104,9 +104,8 @@ struct Forward {
     }
   };
 
-  // Takes the patch through token t. outputs: y += S q_t; else gates *= the token's.
-  template <bool outputs>
-  __device__ __forceinline__ static void advance(const Run& run, int t, Patch& S, float* y, Patch* gates) {
+  // Takes the patch through token t, y += S q_t.
+  __device__ __forceinline__ static void advance(const Run& run, int t, Patch& S, float* y) {
     float v[4], f[4];
     load_four(&run.v[t][value()], v);
     load_four(&run.f[t][value()], f);
@@ -115,16 +114,14 @@ struct Forward {
       float q[4], k[4], g[4];
       load_four(&run.k[t][key(i)], k);
       load_four(&run.g[t][key(i)], g);
-      if constexpr (outputs) load_four(&run.q[t][key(i)], q);
+      load_four(&run.q[t][key(i)], q);
 #pragma unroll
       for (int a = 0; a < 4; ++a)
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           float& s = S[i + a][c];
-          const float gate = f[c] * g[a];
-          s = fmaf(gate, s, v[c] * k[a]);
-          if constexpr (outputs) y[c] = fmaf(s, q[a], y[c]);
-          else (*gates)[i + a][c] *= gate;
+          s = fmaf(f[c] * g[a], s, v[c] * k[a]);
+          y[c] = fmaf(s, q[a], y[c]);
         }
     }
   }
@@ -134,14 +131,14 @@ struct Forward {
     const int lane = threadIdx.x / 4 % 8;
     float* const to = &memory.y[turn][key_warp()][lane / 4][value() + lane % 4];
     float y[8] = {};
-    advance<true>(memory.run[turn], 0, S, y, nullptr);
-    advance<true>(memory.run[turn], 1, S, y + 4, nullptr);
+    advance(memory.run[turn], 0, S, y);
+    advance(memory.run[turn], 1, S, y + 4);
 #pragma unroll 1
     for (int t = 2; t < RUN; t += 2) {
       float next[8] = {};
       sum_over_lanes<8, 4, 1>(y);
-      advance<true>(memory.run[turn], t, S, next, nullptr);
-      advance<true>(memory.run[turn], t + 1, S, next + 4, nullptr);
+      advance(memory.run[turn], t, S, next);
+      advance(memory.run[turn], t + 1, S, next + 4);
       to[(t - 2) * VALUES] = y[0];
 #pragma unroll
       for (int i = 0; i < 8; ++i) y[i] = next[i];
@@ -170,13 +167,15 @@ struct Forward {
     });
   }
 
-  template <bool outputs>
-  __device__ __forceinline__ void run(Patch& S, Patch* gates) const {
+  __device__ __forceinline__ void fill_absent() const {
     for (Run& r : memory.run) {
       if (!p.f.width) fill<FORWARD_THREADS>(r.f, 1.f);
       if (!p.g.width) fill<FORWARD_THREADS>(r.g, 1.f);
     }
-    Coming<outputs> coming;
+  }
+  __device__ __forceinline__ void run(Patch& S) const {
+    fill_absent();
+    Coming<true> coming;
     coming.start(*this, 0, 0);
     const int interval = static_cast<int>(p.interval);
     int64_t number = max(task.segment.start - 1, 0) / interval;
@@ -186,18 +185,50 @@ struct Forward {
       coming.finish(*this, turn);
       __syncthreads();
       coming.start(*this, first + RUN, turn ^ 1);
-      if constexpr (outputs) {
-        if (first) put_output(first - RUN, turn ^ 1);
-        if (first == next) save(S, number++), next += interval;
-        output(S, turn);
-      } else {
-#pragma unroll 2
-        for (int t = 0; t < RUN; ++t) advance<false>(memory.run[turn], t, S, nullptr, gates);
-      }
+      if (first) put_output(first - RUN, turn ^ 1);
+      if (first == next) save(S, number++), next += interval;
+      output(S, turn);
     }
-    if (!outputs || !task.length) return;
+    if (!task.length) return;
     __syncthreads();
     put_output((task.length - 1) / RUN * RUN, turn ^ 1);
+  }
+
+  // What the segment makes of a state of zero, and the products of its gates, from its last token on until they have faded.
+  __device__ __forceinline__ void run_local(Patch& S, Patch& gates) const {
+    fill_absent();
+    each(gates, p.K, [](float& x, int, int) { x = 1.f; });
+    Coming<false> coming;
+    int turn = 0;
+    const int last = (task.length - 1) / RUN * RUN;
+    if (task.length) coming.start(*this, last, 0);
+    for (int first = last; first >= 0; first -= RUN, turn ^= 1) {
+      coming.finish(*this, turn);
+      if (have_faded(gates)) break;
+      if (first) coming.start(*this, first - RUN, turn ^ 1);
+#pragma unroll 2
+      for (int t = RUN - 1; t >= 0; --t) retreat(memory.run[turn], t, S, gates);
+    }
+  }
+  // Token t; gates: of those behind it, and then with its own.
+  __device__ __forceinline__ static void retreat(const Run& run, int t, Patch& S, Patch& gates) {
+    float v[4], f[4];
+    load_four(&run.v[t][value()], v);
+    load_four(&run.f[t][value()], f);
+#pragma unroll
+    for (int i = 0; i < PATCH_KEYS; i += 4) {
+      float k[4], g[4];
+      load_four(&run.k[t][key(i)], k);
+      load_four(&run.g[t][key(i)], g);
+#pragma unroll
+      for (int a = 0; a < 4; ++a)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          float& gate = gates[i + a][c];
+          add_to(S[i + a][c], gate, v[c] * k[a]);
+          gate *= f[c] * g[a];
+        }
+    }
   }
 };
 
@@ -211,12 +242,11 @@ __global__ void __launch_bounds__(FORWARD_THREADS, 2) forward_kernel(const __gri
   typename Work::Patch S = {};
   if constexpr (outputs) {
     work.enter(S);
-    work.template run<true>(S, nullptr);
+    work.run(S);
     if (task.segment.last()) work.store(S);
   } else {
-    typename Work::Patch gates;
-    Work::Local::no_gates(gates);
-    work.template run<false>(S, &gates);
+    typename Work::Patch gates = {};
+    work.run_local(S, gates);
     Work::Local::put(work.local(task.segment.number), threadIdx.x, S, gates);
   }
 }

@@ -166,11 +166,6 @@ template <int X, int threads>
 struct Local {
   static constexpr int COUNT = X * 4, FLOATS = 2 * COUNT * threads;
 
-  // The products of no gates.
-  __device__ __forceinline__ static void no_gates(float (&gates)[X][4]) {
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) gates[i / 4][i % 4] = 1.f;
-  }
   // thread: of those.
   __device__ __forceinline__ static void put(float* block, int thread, const float (&S)[X][4], const float (&gates)[X][4]) {
     put_state(block, thread, S), put_state(block + COUNT * threads, thread, gates);
