@@ -47,7 +47,7 @@ void expect_each_close(const Backend& backend, const Case& c, const char* what, 
 
 // What is left of a few tokens at one end, behind some whose gates take it to 2^-100, is all there is at the other end. On
 // tensor cores forward starts again at token 464 (608 of the second), in fp32 at 368 (512), and backward at 384 (512): far
-// enough behind both for the pass that skips what is below 2^-126 to skip them too, if its bound were above 2^-90.
+// enough behind for the pass that skips what is below 2^-126 to skip some of them too, if its bound were above 2^-90.
 TEST_P(Range, SmallStatesAreKept) {
   const struct { int64_t width, T, first, back_first; } forms[] = {{64, 752, 260, 390}, {128, 1024, 260, 520}};
   for (const auto& form : forms)

@@ -213,6 +213,18 @@ std::vector<Parameter> of_long_rows() {
 }
 INSTANTIATE_TEST_SUITE_P(All, LongPacked, testing::ValuesIn(of_long_rows()), parameter_name);
 
+// So many segments that rounding leaves the first one no tokens, where a native kernel is on a GPU of 132 multiprocessors.
+class ManySegments : public testing::TestWithParam<Parameter> {};
+
+TEST_P(ManySegments, EqualSeparate) {
+  const auto& [backend, c] = GetParam();
+  expect_packed_equals_separate(backend, c, {0, c.T - 62, c.T});
+}
+
+const Case many_segments{T2FW_DECAY, T2FW_FP32, T2FW_FP32, T2FW_FP32, T2FW_GATE_FULL, T2FW_GATE_FULL, 1, 17994, 1, 4, 100,
+                         Regime::Sigmoid, true};
+INSTANTIATE_TEST_SUITE_P(All, ManySegments, testing::ValuesIn(parameters({many_segments})), parameter_name);
+
 // More heads than a GPU has room for at once, of which a backend may cut some and not the others.
 class ManyHeads : public testing::TestWithParam<Parameter> {};
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(ManyHeads);  // without a GPU

@@ -36,9 +36,9 @@ __device__ __forceinline__ void copy_to_other(uint32_t to, const void* own, uint
   __trap();
 #endif
 }
-// By a whole warp: arrives at the other block's gate, which waits there by wait_for_other. It tells that reads are over, whose
-// values are here by the gates that the warp has passed, and of no writes: a release waits for all stores to global memory,
-// and took 17 % of an inside warp's time.
+// By a whole warp behind fence_boxes: arrives at the other block's gate, which waits there by wait_for_other and then copies to
+// what this block has read. Those reads are over: their values have been used, or came to warps that have since arrived at a
+// gate which this one has passed. No release, that would wait for all stores to global memory (17 % of a warp's time).
 __device__ __forceinline__ void arrive_at_other(uint32_t gate) {
 #if __CUDA_ARCH__ >= 900
   __syncwarp();

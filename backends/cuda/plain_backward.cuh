@@ -310,16 +310,18 @@ struct Backward {
     Patch R = {}, gates = {};
     each(gates, [](float& x, int, int) { x = 1.f; });
     fill_absent();
-    int turn = 1;
+    int turn = 0;
     Coming coming;
     if (last > first) coming.start(*this, first, Need::sinks, 0);
     commit_copies();
-    for (int i = first; i < last && !have_faded(gates); ++i) {
-      begin(i + 1 < last ? i + 1 : -1, Need::sinks, first, coming, turn);
+    for (int i = first; i < last; ++i, turn ^= 1) {
+      coming.finish(*this, turn);
+      if (have_faded(gates)) break;
+      if (i + 1 < last) coming.start(*this, i + 1, Need::sinks, turn ^ 1);
+      commit_copies();
 #pragma unroll 2
       for (int t = 0; t < BACK_RUN; ++t) advance_local(turn, t, R, gates);
     }
-    wait_copies<0>();
     Local::put(local(task.segment.number), threadIdx.x, R, gates);
   }
   // Token t; gates: of those before it, and then with its own.

@@ -199,10 +199,9 @@ struct Forward {
     fill_absent();
     each(gates, p.K, [](float& x, int, int) { x = 1.f; });
     Coming<false> coming;
-    int turn = 0;
-    const int last = (task.length - 1) / RUN * RUN;
-    if (task.length) coming.start(*this, last, 0);
-    for (int first = last; first >= 0; first -= RUN, turn ^= 1) {
+    int turn = 0, first = (task.length + RUN - 1) / RUN * RUN - RUN;
+    if (first >= 0) coming.start(*this, first, 0);
+    for (; first >= 0; first -= RUN, turn ^= 1) {
       coming.finish(*this, turn);
       if (have_faded(gates)) break;
       if (first) coming.start(*this, first - RUN, turn ^ 1);
