@@ -1,4 +1,5 @@
-// Gates that take a state far below or above 1, over a sequence that is long enough to be cut into segments where heads are few.
+// Gates that take a state far below or above 1, over a sequence that is long enough to be cut into segments where heads are
+// few.
 #include <algorithm>
 #include <cmath>
 

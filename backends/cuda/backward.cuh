@@ -35,8 +35,8 @@ struct BackwardArgs {
   int later, lead, shares, sequences;  // later, lead, shares: Cuts; sequences: if packed, else 0
   uint32_t* started;          // on tensor cores, if a head has more than one tile: zero, to count thread blocks, and zeros
   uint32_t* written;          // for each block's warps to tell how far they are
-  float* states;              // for the plain kernels: room for the last `kept` states that each thread block keeps of its tile,
-  int kept, kept_shared;      // and how many first ones it has in shared memory
+  float* states;              // for the plain kernels: room for the last `kept` states that each thread block keeps of its
+  int kept, kept_shared;      // tile, and how many first ones it has in shared memory
   int together, number;       // and how many of a head's tiles the launch has; its number
 };
 

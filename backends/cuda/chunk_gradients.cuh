@@ -375,7 +375,8 @@ struct ChunkGradients {
     Lines<T> x, z;
     Lines<G> a;
     x.read(desk.x(parity()), first), z.read(desk.z(parity()), first), a.read(desk.a(parity()), first);
-    x.template write<adds>(d_x, token, first), z.template write<adds>(d_z, token, first), a.template write<adds>(d_a, token, first);
+    x.template write<adds>(d_x, token, first), z.template write<adds>(d_z, token, first);
+    a.template write<adds>(d_a, token, first);
   }
 
   // The same element by element, for partial chunks and what does not lie so (TileRows).

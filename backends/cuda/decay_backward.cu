@@ -56,7 +56,8 @@ Form plain_form(const Problem& p) {
   while (kept(interval) > room && interval > CHUNK && 5 * state <= interval / 2 * token_bytes(p)) interval /= 2;
   const int64_t shared = std::min(kept(interval), room), scratch = kept(interval) - shared;
   const int64_t together = std::min(tiles(p.D), tiles(p.K));
-  const int64_t bytes = checkpoint_slots(p, interval) * state + sequence_count(p) * together * scratch * tile_bytes;  // of a head
+  // of a head
+  const int64_t bytes = checkpoint_slots(p, interval) * state + sequence_count(p) * together * scratch * tile_bytes;
   const bool sums = p.f == T2FW_GATE_HEAD || p.g == T2FW_GATE_HEAD, over = 4 * bytes > p.B * p.T * token_bytes(p);
   return {interval, shared, scratch, sums || (scratch && over) ? 1 : together};
 }

@@ -3,8 +3,8 @@
 // over the other side's tiles, whose thread blocks add their parts one after the other where it lies.
 //
 // The two sides are the same function with their arguments swapped (recurrences.md): on the value side the sources,
-// gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps; the second takes chunk after chunk as the
-// first is done with them, the third takes a chunk when both states have come to it:
+// gates and sinks are v, f, d_y, on the key side k, g, q. A block goes in three steps; the second takes chunk after chunk as
+// the first is done with them, the third takes a chunk when both states have come to it:
 //   1. two warps for each side of each chunk: the scores of its pairs, and its sinks and sources as the state meets them;
 //   2. four warps take the state S through the chunks, from what forward saved before the block; four take its gradient R the
 //      other way. What a chunk meets of both is left in shared memory;
@@ -64,8 +64,8 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     memory.saved_rows = p.side[0].width - task.value, memory.saved_columns = p.saved_row - task.key;
   }
 
-  // A warp's part of what a block needs, when none needs what is there any more: a desk's z, or its x and gates, and some of the
-  // state. Where all lies as it usually does, with few branches: all wait for the warps of the first and the last chunk ..
+  // A warp's part of what a block needs, when none needs what is there any more: a desk's z, or its x and gates, and some of
+  // the state. Where all lies as it usually does, with few branches: all wait for the warps of the first and the last chunk ..
   __device__ __forceinline__ void stage_usual(int block, int warp) const {
     const int number = warp / 2, sources = warp % 2, to = block & 1;
     const uint32_t first = block * BLOCK + number / 2 * CHUNK;
@@ -174,8 +174,8 @@ struct HeadBackward : ChunkGradients<T, G, logits> {
     }
   };
 
-  // Step 2 by the warps that hold S: through the chunks of a block. What a chunk does to it is loaded while the one before it is
-  // passed.
+  // Step 2 by the warps that hold S: through the chunks of a block. What a chunk does to it is loaded while the one before it
+  // is passed.
   __device__ __forceinline__ void forth(int warp) const {
     const int parity = this->parity();
     const uint32_t round = this->round();

@@ -415,7 +415,7 @@ struct State {
     const int64_t number = max(segment.start - 1, 0) / interval, slot = (task.sequence.checkpoint + number) * p.H + task.h;
     int next = p.checkpoints ? (static_cast<int>(number) + 1) * interval - segment.start : -1;
     const int lane = threadIdx.x % 32, row = p.narrow ? saved_row() : p.K;
-    // of the next one: only one of both is used
+    // where the next state is saved, if states are narrow and if they are not
     T* narrow = static_cast<T*>(p.checkpoints) + slot * p.D * row + (first_row() + lane / 4) * row + lane % 4 * SavedRow::PIECE;
     float* wide = static_cast<float*>(p.checkpoints) + slot * p.D * row;
     const int64_t apart = p.H * p.D * row;

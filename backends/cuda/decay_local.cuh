@@ -1,10 +1,11 @@
 // What a segment makes of a state, on tensor cores: the pass ahead of decay forward and backward (decay_forward.cuh,
 // decay_backward.cuh) where sequences are cut. Forward's adds up what the chunks' sources, values and keys, make of a state of
 // zero; backward's what their sinks, gradients of outputs and queries, make of a gradient of zero. Both leave the state and the
-// products of all gates (Local).
+// products of the gates (Local).
 //
 // They begin with the chunk that the other pass ends with, and each chunk's part is multiplied by the products of the gates
-// that it meets on its way. When none of these is a normal fp32 number any more, what is left of the segment is not read.
+// that it meets on its way. When none of these is a normal fp32 number any more, what is left of the segment is not read, nor
+// its gates.
 //
 // Warps of two kinds meet at desks, as in decay_forward.cuh: those of a desk scale the value side and the key side, of up to
 // `parts` times 64 keys, of the chunks that are theirs; those that hold the state take them all in order.

@@ -51,8 +51,10 @@ template <class Choose>
 auto by_types(const Problem& p, const Choose& choose) {
   const bool wide = p.gate_dtype == T2FW_FP32;
   if (p.data_dtype == T2FW_FP32) return choose.template operator()<float, float>();
-  if (p.data_dtype == T2FW_BF16)
-    return wide ? choose.template operator()<__nv_bfloat16, float>() : choose.template operator()<__nv_bfloat16, __nv_bfloat16>();
+  if (p.data_dtype == T2FW_BF16) {
+    if (wide) return choose.template operator()<__nv_bfloat16, float>();
+    return choose.template operator()<__nv_bfloat16, __nv_bfloat16>();
+  }
   return wide ? choose.template operator()<__half, float>() : choose.template operator()<__half, __half>();
 }
 

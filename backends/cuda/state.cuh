@@ -160,8 +160,8 @@ struct StateRows {
 inline constexpr int HANDED = 8;
 
 // What the threads of a block leave of a segment in scratch: their elements [X][4] of the state from zero and, element by
-// element, its products of both gates (apart they may leave fp32's range where together they do not). Of a head that is cut in
-// two it is the state behind the first segment.
+// element, its products of both gates (apart they may leave fp32's range where together they do not), or of those up to where
+// none is a normal number any more. Of a head that is cut in two it is the state behind the first segment.
 template <int X, int threads>
 struct Local {
   static constexpr int COUNT = X * 4, FLOATS = 2 * COUNT * threads;
