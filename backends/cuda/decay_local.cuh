@@ -147,13 +147,6 @@ struct LocalPass {
     state.template add<guarded>(gates, values, keys);
     State::multiply(gates, values, keys);
   }
-  // Whether all of a warp's are smaller than a normal number. What is no number is not.
-  __device__ __forceinline__ static bool have_faded(const typename State::Slabs& gates) {
-    uint32_t most = 0;
-#pragma unroll
-    for (int i = 0; i < State::N * 4; ++i) most = max(most, __float_as_uint(fabsf(gates[i / 4][i % 4])));
-    return __all_sync(~0u, most < __float_as_uint(FLT_MIN));
-  }
   // By a warp that holds 16 values of the state and 64 keys.
   __device__ __forceinline__ void run_state(int number, float* to) const {
     const int part = number / STATE_WARPS, warp = number % STATE_WARPS;
@@ -173,7 +166,7 @@ struct LocalPass {
         if (most <= FLT_MAX) add<false>(desk, part, warp, state, gates.S, most);
         else add<true>(desk, part, warp, state, gates.S, most);
       }
-      memory.faded[round & 3][number] = have_faded(gates.S);
+      memory.faded[round & 3][number] = __all_sync(~0u, TileLocal::have_faded(gates.S));
     }
     TileLocal::put(to + part * TileLocal::FLOATS, warp * 32 + threadIdx.x % 32, state.S, gates.S);
   }

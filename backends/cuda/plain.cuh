@@ -4,8 +4,6 @@
 // same.
 #pragma once
 
-#include <cfloat>
-
 #include "chunk.cuh"
 
 namespace t2fw::cuda::plain {
@@ -128,14 +126,6 @@ __device__ __forceinline__ void put_four(const Rows& x, const Place& c, int t, i
   if (column + 3 < columns) to[3] = narrow<E>(value.w);
 }
 
-// By the whole thread block: whether products of gates have all faded, as in decay_local.cuh. What is no number has not.
-template <int N>
-__device__ __forceinline__ bool have_faded(const float (&gates)[N][4]) {
-  uint32_t most = 0;
-#pragma unroll
-  for (int i = 0; i < N * 4; ++i) most = max(most, __float_as_uint(fabsf(gates[i / 4][i % 4])));
-  return __syncthreads_and(most < __float_as_uint(FLT_MIN));
-}
 // S += gates x: where nothing is written gates may have overflowed.
 __device__ __forceinline__ void add_to(float& S, float gates, float x) {
   if (x != 0.f) S = fmaf(gates, x, S);

@@ -305,7 +305,7 @@ struct Backward {
   __device__ __forceinline__ float* local(int segment) const {
     return task.local(p, Local::FLOATS) + int64_t{segment} * task.tiles * Local::FLOATS;
   }
-  // R from zero, and the products of all gates, from the first token on until they have faded.
+  // R from zero, and the products of its gates, from the segment's first token on until they have faded (decay_local.cuh).
   __device__ __forceinline__ void run_local(int first, int last) const {
     Patch R = {}, gates = {};
     each(gates, [](float& x, int, int) { x = 1.f; });
@@ -316,7 +316,7 @@ struct Backward {
     commit_copies();
     for (int i = first; i < last; ++i, turn ^= 1) {
       coming.finish(*this, turn);
-      if (have_faded(gates)) break;
+      if (__syncthreads_and(Local::have_faded(gates))) break;
       if (i + 1 < last) coming.start(*this, i + 1, Need::sinks, turn ^ 1);
       commit_copies();
 #pragma unroll 2

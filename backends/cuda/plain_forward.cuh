@@ -194,7 +194,8 @@ struct Forward {
     put_output((task.length - 1) / RUN * RUN, turn ^ 1);
   }
 
-  // What the segment makes of a state of zero, and the products of its gates, from its last token on until they have faded.
+  // What the segment makes of a state of zero, and the products of its gates, from its last token on until they have faded
+  // (decay_local.cuh).
   __device__ __forceinline__ void run_local(Patch& S, Patch& gates) const {
     fill_absent();
     each(gates, p.K, [](float& x, int, int) { x = 1.f; });
@@ -203,7 +204,7 @@ struct Forward {
     if (first >= 0) coming.start(*this, first, 0);
     for (; first >= 0; first -= RUN, turn ^= 1) {
       coming.finish(*this, turn);
-      if (have_faded(gates)) break;
+      if (__syncthreads_and(Local::have_faded(gates))) break;
       if (first) coming.start(*this, first - RUN, turn ^ 1);
 #pragma unroll 2
       for (int t = RUN - 1; t >= 0; --t) retreat(memory.run[turn], t, S, gates);

@@ -2,6 +2,8 @@
 // rows d and d + 8, columns 8 n + j and the next.
 #pragma once
 
+#include <cfloat>
+
 #include "chunk.cuh"
 
 namespace t2fw::cuda {
@@ -166,6 +168,13 @@ template <int X, int threads>
 struct Local {
   static constexpr int COUNT = X * 4, FLOATS = 2 * COUNT * threads;
 
+  // Whether all of a thread's products are smaller than a normal number. What is no number is not.
+  __device__ __forceinline__ static bool have_faded(const float (&gates)[X][4]) {
+    uint32_t most = 0;
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) most = max(most, __float_as_uint(fabsf(gates[i / 4][i % 4])));
+    return most < __float_as_uint(FLT_MIN);
+  }
   // thread: of those.
   __device__ __forceinline__ static void put(float* block, int thread, const float (&S)[X][4], const float (&gates)[X][4]) {
     put_state(block, thread, S), put_state(block + COUNT * threads, thread, gates);
